@@ -1,0 +1,47 @@
+"""Files written whole or not at all, and the one error class of the workbook."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+class WorkbookError(ValueError):
+    """Bad input to the workbook. The message is one line and names the fix."""
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then move it into place in one step.
+
+    A run that is interrupted leaves the old file (or none), never half a file.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write `text` as UTF-8, atomically."""
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: object) -> Path:
+    """Write `value` as indented JSON with a newline at its end, atomically."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: str | Path, rows: Iterable[object]) -> Path:
+    """Write one JSON object a line, atomically."""
+    return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
