@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -45,3 +46,17 @@ def write_json(path: str | Path, value: object) -> Path:
 def write_json_lines(path: str | Path, rows: Iterable[object]) -> Path:
     """Write one JSON object a line, atomically."""
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def results_folder(model_name: str) -> Path:
+    """Where a notebook's figures and findings go: the project itself for the embedded model on the project's stories.
+
+    Any other model or corpus writes into `cache/results/`, and the environment variable TINYSTORIES_RESULTS names
+    another folder for all of them (the tests use it, so that they leave the project as it is).
+    """
+    root = Path(__file__).parents[1]
+    if os.environ.get("TINYSTORIES_RESULTS"):
+        return Path(os.environ["TINYSTORIES_RESULTS"])
+    if model_name == "embedded" and not os.environ.get("TINYSTORIES_STORIES"):
+        return root
+    return root / "cache" / "results" / re.sub(r"[^\w.-]+", "_", model_name)

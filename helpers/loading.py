@@ -38,7 +38,9 @@ def load_model(name: str | Path | None = None, max_layers: int = 1, device: str 
     if config.model_type != "gpt_neo":
         raise WorkbookError(f"{source} is a {config.model_type}, not a GPT-Neo: choose a GPT-Neo checkpoint such as {PUBLISHED_MODEL}.")
     if config.num_layers > max_layers:
-        raise WorkbookError(f"{source} has {config.num_layers} layers and this notebook handles {max_layers}: choose a model of at most {max_layers}.")
+        raise WorkbookError(
+            f"{source} has {config.num_layers} layers and this notebook handles {max_layers}: choose a model of at most {max_layers}."
+        )
     tokenizer = _tokenizer(source, config)
     return bridge(_random_twin(config) if twin else _weights(source, config), tokenizer, name, device)
 
@@ -102,7 +104,9 @@ def _tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase
             raise WorkbookError(f"{source}/tokenizer.json cannot be read ({type(error).__name__}): restore it from the model's source.") from None
         raise _unreachable(source, error) from None
     if len(tokenizer) != config.vocab_size:
-        raise WorkbookError(f"{source}: the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}: use the tokenizer it was trained with.")
+        raise WorkbookError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}: use the tokenizer it was trained with."
+        )
     return tokenizer
 
 
@@ -135,12 +139,16 @@ def _weights(source: str, config: PretrainedConfig) -> PreTrainedModel:
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
         if _is_folder(source):
-            raise WorkbookError(f"{source}/model.safetensors does not fit its config.json ({type(error).__name__}): use the pair that was saved together.") from None
+            raise WorkbookError(
+                f"{source}/model.safetensors does not fit its config.json ({type(error).__name__}): use the pair that was saved together."
+            ) from None
         raise _unreachable(source, error) from None
     finally:
         if bars:
             logging.enable_progress_bar()
     wrong = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if wrong:
-        raise WorkbookError(f"{source}: {len(wrong)} weights are missing or of another shape, {wrong[0]} the first: use the config.json and weights saved together.")
+        raise WorkbookError(
+            f"{source}: {len(wrong)} weights are missing or of another shape, {wrong[0]} the first: use the config.json and weights saved together."
+        )
     return model

@@ -27,7 +27,7 @@ from helpers.training_data import END_OF_TEXT, Corpus, encode_corpus, epochs, pa
 class Recipe:
     """Everything that decides a run, beside its text. Learning rates are per step; `tokens` counts predicted tokens."""
 
-    tokens: int = 60_000_000
+    tokens: int = 48_000_000
     batch_tokens: int = 8192
     muon_rate: float = 3e-3
     adam_rate: float = 3e-3
@@ -35,7 +35,7 @@ class Recipe:
     warmup_steps: int = 100
     decay_share: float = 0.5
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
     bfloat16: bool = True
     vocabulary: int = 4096
     context: int = 512
@@ -199,7 +199,9 @@ def main() -> None:
     """Command line: tokenizer, training, and the finished model's folder with the record of its run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="training text: .jsonl, .txt, or a data set's name (roneneldan/TinyStories)")
-    parser.add_argument("--valid", required=True, help="validation text, never trained on: .jsonl or .txt, or a data set's name (its split validation)")
+    parser.add_argument(
+        "--valid", required=True, help="validation text, never trained on: .jsonl or .txt, or a data set's name (its split validation)"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for the finished model")
     parser.add_argument("--work", type=Path, default=Path("training-run"), help="folder for the tokenizer and the checkpoint")
     for field in dataclasses.fields(Recipe):
@@ -211,7 +213,9 @@ def main() -> None:
 
     tokenizer_file = options.work / "tokenizer.json"
     if not tokenizer_file.exists():
-        save_tokenizer(train_tokenizer(tqdm(stream_texts(options.data), desc="tokenizer", unit=" stories"), recipe.vocabulary), options.work, recipe.context)
+        save_tokenizer(
+            train_tokenizer(tqdm(stream_texts(options.data), desc="tokenizer", unit=" stories"), recipe.vocabulary), options.work, recipe.context
+        )
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     corpus = encode_corpus(stream_texts(options.data), tokenizer, recipe.context, "encoding")
     valid = encode_corpus(stream_texts(options.valid, "validation"), tokenizer, recipe.context)

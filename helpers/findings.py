@@ -1,0 +1,106 @@
+"""Findings: sentences that a number decides, each with its threshold, its split and its control."""
+
+import dataclasses
+import html
+import operator
+from pathlib import Path
+from typing import Literal
+
+from helpers.estimates import Estimate
+from helpers.files import write_json
+
+COMPARISONS = {"at least": operator.ge, "at most": operator.le}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Finding:
+    """A claim and what decides it.
+
+    sentence: what is claimed, true or not. value: what was measured, in `unit`, on `split`. comparison, threshold:
+    when the claim holds, settled before the value was seen. control: the same measure where the claim should
+    fail; it has to miss the threshold, or the measure could not have told. control_name: what the control is.
+    interval: 95 % interval of the value; its nearer end has to pass too. digits: of the printed numbers.
+    """
+
+    sentence: str
+    value: float
+    unit: str
+    comparison: Literal["at least", "at most"]
+    threshold: float
+    control: float
+    control_name: str
+    split: str = "confirm"
+    interval: tuple[float, float] | None = None
+    digits: int = 2
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value (and all of its interval) passes the threshold and the control does not."""
+        passes = COMPARISONS[self.comparison]
+        measured = [self.value, *(self.interval or ())]
+        return all(passes(value, self.threshold) for value in measured) and not passes(self.control, self.threshold)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words."""
+        return "holds" if self.holds else "does not hold"
+
+    def number(self, value: float) -> str:
+        """A value rounded for print, with its unit."""
+        rounded = f"{value:.{self.digits}f}"
+        return f"{rounded} {self.unit}".strip()
+
+    def _repr_markdown_(self) -> str:
+        interval = "" if self.interval is None else f" (95 % interval {self.interval[0]:.{self.digits}f} to {self.interval[1]:.{self.digits}f})"
+        return (
+            f"**Finding, {self.verdict}:** {self.sentence} Measured on {self.split}: **{self.number(self.value)}**{interval}; "
+            f"asked beforehand: {self.comparison} {self.number(self.threshold)}; control ({self.control_name}): {self.number(self.control)}."
+        )
+
+    def __repr__(self) -> str:
+        return self._repr_markdown_()
+
+    def record(self) -> dict:
+        """The finding as plain data, numbers rounded as printed."""
+        fields = dataclasses.asdict(self)
+        for key in ("value", "threshold", "control"):
+            fields[key] = round(fields[key], self.digits)
+        if self.interval:
+            fields["interval"] = [round(end, self.digits) for end in self.interval]
+        return fields | {"verdict": self.verdict}
+
+
+class Findings:
+    """What one notebook found, in order."""
+
+    def __init__(self, notebook: str):
+        self.notebook = notebook
+        self.rows: list[Finding] = []
+
+    def add(self, sentence: str, value: float | Estimate, **fields) -> Finding:
+        """Record and return a finding; an Estimate brings its interval. The same sentence replaces its earlier row."""
+        if isinstance(value, Estimate):
+            fields |= {"interval": (value.low, value.high)}
+            value = value.mean
+        finding = Finding(sentence, float(value), **fields)
+        self.rows = [row for row in self.rows if row.sentence != sentence] + [finding]
+        return finding
+
+    def save(self, path: str | Path) -> Path:
+        """Write the findings as JSON, atomically."""
+        return write_json(path, {"notebook": self.notebook, "findings": [row.record() for row in self.rows]})
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in ("claim", "measured", "asked", "control", "verdict"))
+        body = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in self._cells(row)) + "</tr>" for row in self.rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def __repr__(self) -> str:
+        return "\n".join(" | ".join(self._cells(row)) for row in self.rows)
+
+    @staticmethod
+    def _cells(row: Finding) -> tuple[str, ...]:
+        control = f"{row.control_name}: {row.number(row.control)}"
+        return row.sentence, row.number(row.value), f"{row.comparison} {row.number(row.threshold)}", control, row.verdict

@@ -1,0 +1,177 @@
+"""All static figures. Every function draws from plain values and returns the figure; none computes a result."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from helpers.estimates import Estimate
+from helpers.files import write_atomic
+
+COLOURS = {"model": "#1b6ca8", "baseline": "#b8b8b8", "control": "#e08e45", "accent": "#b3365a", "ink": "#333333"}
+STYLE = {
+    "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100, "font.size": 10, "axes.titlesize": 11,
+    "axes.titlelocation": "left", "axes.edgecolor": "#888888", "figure.constrained_layout.use": True, "svg.hashsalt": "0",
+}  # fmt: skip
+
+
+def _axes(width: float, height: float, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **options)
+    plt.close(figure)  # the notebook shows the returned figure, once
+    return figure, axes[0]
+
+
+def save(figure: Figure, path: Path) -> Figure:
+    """Write a figure as PNG, atomically, and hand it back."""
+    write_atomic(path, lambda path: figure.savefig(path, format="png", dpi=110, metadata={"Software": None}))
+    return figure
+
+
+def diagram(d_model: int, heads: int, d_head: int, neurons: int, vocabulary: int, context: int) -> Figure:
+    """The paths from input tokens to logits in a one-layer model, with their dimensions."""
+    figure, (axis,) = _axes(10, 4.4)
+    axis.set(xlim=(0, 100), ylim=(0, 46))
+    axis.axis("off")
+    axis.annotate("", (97, 20), (14, 20), arrowprops={"arrowstyle": "-|>", "lw": 9, "color": "#d6dde4", "shrinkA": 0, "shrinkB": 0})
+    axis.text(33, 15.4, f"residual stream, {d_model} numbers a position", color="#667788", ha="center")
+    boxes = {
+        (7, 20): f"token W_E\n{vocabulary:,} × {d_model}\n+ position W_pos\n{context:,} × {d_model}",
+        (34, 36): f"attention\n{heads} heads of {d_head}\nmove information\nbetween positions",
+        (63, 36): f"MLP\n{neurons:,} neurons\nread one position,\nwrite back to it",
+        (91, 20): f"final LayerNorm\nunembed W_U\n{d_model} × {vocabulary:,}",
+    }
+    for (x, y), text in boxes.items():
+        patch = FancyBboxPatch((x - 8.5, y - 7), 17, 14, boxstyle="round,pad=0.4", fc="white", ec=COLOURS["ink"], lw=1.2)
+        axis.add_patch(patch)
+        axis.text(x, y, text, ha="center", va="center", fontsize=9.5)
+    routes = [((27, 21), (30, 28)), ((38, 28), (41, 21)), ((56, 21), (59, 28)), ((67, 28), (70, 21))]
+    for start, end in routes:
+        axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, lw=1.6, color=COLOURS["ink"]))
+    axis.text(24, 24, "reads", ha="right", fontsize=9)
+    axis.text(43, 24, "adds", fontsize=9)
+    axis.text(53.5, 24, "reads", ha="right", fontsize=9)
+    axis.text(72, 24, "adds", fontsize=9)
+    legend = [
+        ("direct path", "embedding → logits", "#7a8b99"),
+        ("head paths", f"{heads} × embedding → head → logits, or on into the MLP", COLOURS["model"]),
+    ]
+    legend.append(("MLP path", "whatever stands in the stream → neurons → logits", COLOURS["accent"]))
+    for i, (name, what, colour) in enumerate(legend):
+        axis.text(16, 9 - 4 * i, name, color=colour, weight="bold", fontsize=10)
+        axis.text(29, 9 - 4 * i, what, fontsize=10)
+    return figure
+
+
+def bars(
+    rows: dict[str, float | Estimate], title: str, unit: str, colours: dict[str, str] | None = None, line: tuple[float, str] | None = None
+) -> Figure:
+    """Horizontal bars with their values written on; an Estimate shows its interval. `line` marks a reference value."""
+    figure, (axis,) = _axes(8.5, 1.0 + 0.36 * len(rows))
+    for y, (_name, value) in enumerate(rows.items()):
+        mean = value.mean if isinstance(value, Estimate) else value
+        error = np.array([[mean - value.low], [value.high - mean]]) if isinstance(value, Estimate) else None
+        axis.barh(
+            y, mean, xerr=error, color=(colours or {}).get(_name, COLOURS["model"]), height=0.68, error_kw={"lw": 1.2, "ecolor": COLOURS["ink"]}
+        )
+        right = max(mean, value.high) if isinstance(value, Estimate) else max(mean, 0)
+        axis.annotate(f"{mean:.2f}", (max(right, 0), y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+    if line:
+        axis.axvline(line[0], color=COLOURS["accent"], lw=1.2, ls="--")
+        axis.annotate(line[1], (line[0], -0.55), xytext=(4, 1), textcoords="offset points", color=COLOURS["accent"], fontsize=9, va="bottom")
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.invert_yaxis()
+    axis.set(title=title, xlabel=unit)
+    axis.margins(x=0.1)
+    return figure
+
+
+def paired_bars(labels: list[str], series: dict[str, list[float]], title: str, unit: str, colours: list[str] | None = None) -> Figure:
+    """Groups of horizontal bars, one bar a series in each group."""
+    figure, (axis,) = _axes(8.5, 1.1 + 0.22 * len(labels) * len(series) + 0.1 * len(labels))
+    height = 0.8 / len(series)
+    palette = colours or [COLOURS["baseline"], COLOURS["model"], COLOURS["accent"], COLOURS["control"]]
+    for i, (name, values) in enumerate(series.items()):
+        places = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * height
+        axis.barh(places, values, height=height * 0.92, label=name, color=palette[i])
+        for y, value in zip(places, values, strict=True):
+            axis.annotate(f"{value:.2f}", (max(value, 0), y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+    axis.set(title=title, xlabel=unit)
+    axis.margins(x=0.08)
+    axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def curves(
+    x: list, series: dict[str, list[float]], title: str, x_name: str, y_name: str, log_x: bool = False, colours: dict[str, str] | None = None
+) -> Figure:
+    """Lines over a common x, each named at its end."""
+    figure, (axis,) = _axes(8.5, 3.4)
+    for name, values in series.items():
+        axis.plot(x, values, marker="o", ms=3, lw=1.6, label=name, color=(colours or {}).get(name))
+    if log_x:
+        axis.set_xscale("log")
+    axis.set(title=title, xlabel=x_name, ylabel=y_name)
+    axis.legend(frameon=False, ncols=2, fontsize=8.5)
+    return figure
+
+
+def token_grid(values: np.ndarray, tokens: list[str], rows: list[str], title: str, unit: str) -> Figure:
+    """A heat map of signed values, one row a part of the model and one column a token; zero is white."""
+    figure, (axis,) = _axes(max(7.0, 0.42 * len(tokens) + 2.2), 0.34 * len(rows) + 1.7)
+    limit = max(1e-6, float(np.quantile(np.abs(values), 0.98)))
+    image = axis.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xticks(range(len(tokens)), [repr(token)[1:-1] for token in tokens], rotation=60, ha="right", fontsize=8.5)
+    axis.set_title(title)
+    figure.colorbar(image, ax=axis, label=unit, shrink=0.9)
+    return figure
+
+
+def pattern_grid(patterns: np.ndarray, tokens: list[str], title: str) -> Figure:
+    """Attention patterns [head query key] as one small map a head."""
+    heads = len(patterns)
+    columns = min(4, heads)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(-(-heads // columns), columns, figsize=(9.5, 2.5 * -(-heads // columns)), squeeze=False)
+    plt.close(figure)
+    for h, axis in enumerate(axes.flat):
+        axis.axis("off") if h >= heads else axis.imshow(patterns[h], cmap="Blues", vmin=0, vmax=1)
+        axis.set_title(f"head {h}" if h < heads else "", fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0, 0].set_yticks([0, len(tokens) - 1], [tokens[0], repr(tokens[-1])[1:-1]], fontsize=7)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def coloured_text(tokens: list[str], values: np.ndarray, title: str, unit: str, width: int = 88) -> Figure:
+    """Running text, every token shaded by its value; lines wrap at about `width` characters."""
+    lines: list[list[int]] = [[]]
+    length = 0
+    for i, token in enumerate(tokens):
+        if length + len(token) > width or token.startswith("\n"):
+            lines.append([])
+            length = 0
+        lines[-1].append(i)
+        length += len(token)
+    figure, (axis,) = _axes(9.6, 0.27 * len(lines) + 0.95)
+    high = max(1e-6, float(np.max(values)))
+    for y, line in enumerate(lines):
+        x = 0
+        for i in line:
+            text = tokens[i].replace("\n", "")
+            shade = plt.get_cmap("Reds")(0.75 * max(0.0, values[i]) / high)
+            axis.add_patch(plt.Rectangle((x, y - 0.45), len(text), 0.9, fc=shade, ec="none"))
+            for k, letter in enumerate(text):
+                axis.text(x + k + 0.5, y, letter, family="monospace", fontsize=8.5, va="center", ha="center")
+            x += len(text)
+    axis.set(xlim=(0, width + 2), ylim=(len(lines) - 0.4, -0.6))
+    axis.axis("off")
+    axis.set_title(f"{title} (white 0, darkest {high:.1f} {unit})")
+    return figure

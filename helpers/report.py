@@ -1,0 +1,127 @@
+"""Execute the notebooks and write them as linked pages that need no network: `python -m helpers.report`."""
+
+import argparse
+import html
+import re
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
+from pygments.formatters import HtmlFormatter
+from tqdm.auto import tqdm
+
+from helpers.files import write_text
+
+ROOT = Path(__file__).parents[1]
+PANE = "<p class='pane'>Here JupyterLab shows a pane to play with: run <code>make lab</code>. The cell after it shows what it draws.</p>"
+CSS = """
+body{margin:0;background:#fff;color:#222;font:16px/1.6 Georgia,'Times New Roman',serif}
+nav{position:sticky;top:0;z-index:5;background:#f6f8fa;border-bottom:1px solid #d8dee4;padding:.5em 1.2em;font:14px/1.5 system-ui,sans-serif}
+nav a{margin-right:1.2em;color:#1b6ca8;text-decoration:none} nav a.here{color:#222;font-weight:bold}
+main{max-width:62em;margin:0 auto;padding:1em 1.2em 6em} h1,h2,h3{font-family:system-ui,sans-serif;line-height:1.25} h2{margin-top:2em}
+a.anchor-link,.prompt,.jp-InputPrompt,.jp-OutputPrompt{display:none} img{max-width:100%}
+.highlight{background:#f6f8fa;border-left:3px solid #d0d7de;overflow-x:auto} .highlight pre{margin:0;padding:.6em .9em;font:13px/1.45 ui-monospace,monospace}
+.output_area,.output_subarea{overflow-x:auto} .output_area pre{font:13px/1.45 ui-monospace,monospace}
+table{border-collapse:collapse;font:14px/1.45 system-ui,sans-serif;margin:1em 0} th,td{border-bottom:1px solid #d8dee4;padding:.35em .7em;vertical-align:top;text-align:left}
+blockquote{border-left:4px solid #e0c36a;background:#fffaf0;margin:1em 0;padding:.4em 1em} .pane{color:#667;font-style:italic}
+details{margin:1em 0} summary{cursor:pointer;color:#1b6ca8} code{font-size:.9em}
+"""
+
+
+def execute(path: Path, timeout: int = 1800) -> nbformat.NotebookNode:
+    """Run a notebook's cells in order in a fresh kernel, with a progress bar; no widget state is stored.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    total = sum(cell.cell_type == "code" for cell in notebook.cells)
+    with tqdm(total=total, desc=path.name, unit=" cells") as bar:
+        client = NotebookClient(
+            notebook, timeout=timeout, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(path.parent)}}
+        )
+        client.on_cell_executed = lambda **_: bar.update()
+        client.execute()
+    return tidy(notebook)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop what a stored notebook should not hold: widget state, timings, progress bars, the kernel's exact version."""
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    )
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+    return notebook
+
+
+def _is_progress(output: nbformat.NotebookNode) -> bool:
+    """Progress bars, as text on standard error or as a widget."""
+    return output.get("name") == "stderr" or "HBox(" in str(output.get("data", {}).get("text/plain", ""))
+
+
+def page(notebook: nbformat.NotebookNode, title: str, links: list[tuple[str, str]]) -> str:
+    """One notebook as a self-contained page."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if data.pop("application/vnd.jupyter.widget-view+json", None):
+                data["text/html"] = PANE
+    body, _ = HTMLExporter(template_name="basic", anchor_link_text="").from_notebook_node(notebook)
+    return frame(body, title, links)
+
+
+def frame(body: str, title: str, links: list[tuple[str, str]]) -> str:
+    """A page around a body: title, style, links to the other pages."""
+    nav = "".join(f'<a href="{target}"{" class=here" if name == title else ""}>{html.escape(name)}</a>' for name, target in links)
+    css = CSS + HtmlFormatter().get_style_defs(".highlight")
+    head = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><link rel="icon" href="data:,"><style>{css}</style></head>'
+    return f"{head}<body><nav>{nav}</nav><main>{body}</main></body></html>"
+
+
+def title_of(notebook: nbformat.NotebookNode, path: Path) -> str:
+    """The notebook's first heading, or its file name."""
+    found = re.search(r"^# (.+)$", notebook.cells[0].source, re.MULTILINE) if notebook.cells else None
+    return found.group(1).strip() if found else path.stem
+
+
+def readme_body(text: str) -> str:
+    """The README as HTML, its figures and notebook links pointing from report/ at what stands beside it."""
+    body = markdown2html_mistune(text)
+    body = re.sub(r'src="(figures/[^"]+)"', r'src="../\1"', body)
+    return re.sub(r'href="notebooks/([^"]+)\.ipynb"', r'href="\1.html"', body)
+
+
+def build(notebooks: Path, out: Path, store: bool = False) -> list[Path]:
+    """Execute every notebook in order, write its page and the index; with `store` also its outputs in place."""
+    sources = sorted(notebooks.glob("[0-9]*.ipynb"))
+    executed = []
+    for path in sources:
+        notebook = execute(path)
+        if store:
+            write_text(path, nbformat.writes(notebook) + "\n")
+        executed.append(notebook)
+    titles = [title_of(notebook, path) for notebook, path in zip(executed, sources, strict=True)]
+    links = [("Overview", "index.html"), *((title, f"{path.stem}.html") for title, path in zip(titles, sources, strict=True))]
+    pages = [
+        write_text(out / f"{path.stem}.html", page(notebook, title, links)) for notebook, title, path in zip(executed, titles, sources, strict=True)
+    ]
+    index = frame(readme_body((notebooks.parent / "README.md").read_text(encoding="utf-8")), "Overview", links)
+    return [write_text(out / "index.html", index), *pages]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", action="store_true", help="also store the outputs in the notebooks")
+    parser.add_argument("--out", type=Path, default=ROOT / "report", help="folder of the pages")
+    options = parser.parse_args()
+    build(ROOT / "notebooks", options.out, options.store)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Stories that the loaded model writes itself: seeded samples, and a cached corpus of them."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.files import WorkbookError, write_json_lines
+from helpers.stories import Story, load_stories
+
+
+def sample(model: TransformerBridge, opening: str = "", count: int = 1, tokens: int = 300, temperature: float = 1.0, seed: int = 0) -> list[str]:
+    """Let the model go on from `opening`, `count` times; each text ends at `<|endoftext|>` or after `tokens` tokens.
+
+    Raises:
+        WorkbookError: the opening leaves no room in the model's context, or the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise WorkbookError("The temperature has to be above 0: 1 samples from the model as it is, 0.1 takes nearly always its first choice.")
+    start = [model.tokenizer.bos_token_id, *model.tokenizer(opening, add_special_tokens=False)["input_ids"]]
+    tokens = min(tokens, model.cfg.n_ctx - len(start))
+    if tokens < 1:
+        raise WorkbookError(f"The opening takes up the model's {model.cfg.n_ctx} positions: give a shorter one.")
+    rows = torch.tensor([start] * count)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        full = _generate(model, rows, tokens, temperature)
+    end = model.tokenizer.eos_token_id
+    texts = []
+    for row in full[:, 1:].tolist():
+        texts.append(model.tokenizer.decode(row[: row.index(end)] if end in row else row))
+    return texts
+
+
+@torch.inference_mode()
+def _generate(model: TransformerBridge, rows: Int[Tensor, "story pos"], tokens: int, temperature: float) -> Int[Tensor, "story longer"]:
+    """transformers' own sampler with its key-value cache, from the plain softmax."""
+    network = model.original_model
+    marks = {"pad_token_id": model.tokenizer.eos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
+    return network.generate(
+        rows, attention_mask=torch.ones_like(rows), do_sample=True, top_k=0, temperature=temperature, max_new_tokens=tokens, **marks
+    )
+
+
+def own_stories(model: TransformerBridge, tokens: int = 300_000, seed: int = 0, cache: str | Path | None = None) -> list[Story]:
+    """About `tokens` tokens of stories sampled from the model, made once and cached: bulk text for exploring.
+
+    The cache (by default the folder of the environment variable TINYSTORIES_CACHE, else `cache` in the project)
+    knows the model by its weights. The stories are untagged, and nothing is confirmed on them.
+    """
+    folder = Path(cache or os.environ.get("TINYSTORIES_CACHE") or Path(__file__).parents[1] / "cache")
+    path = folder / f"own-stories-{fingerprint(model)}-{tokens}-{seed}.jsonl"
+    if not path.exists():
+        texts: list[str] = []
+        with tqdm(total=tokens, unit="tok", unit_scale=True, desc="the model's own stories") as bar:
+            while bar.n < tokens:
+                drawn = [text.strip() for text in sample(model, count=128, seed=seed * 100_003 + len(texts))]
+                texts += [text for text in drawn if text]
+                bar.update(sum(len(ids) for ids in model.tokenizer(drawn)["input_ids"]) or tokens)
+        write_json_lines(path, ({"text": text, "id": f"own-{i:05}"} for i, text in enumerate(texts)))
+    return load_stories(path)
+
+
+def fingerprint(model: TransformerBridge) -> str:
+    """Twelve hexadecimal digits that change with the model's weights or its vocabulary."""
+    digest = hashlib.sha256(str(sorted(model.tokenizer.get_vocab().items())).encode())
+    for parameter in model.original_model.parameters():
+        digest.update(parameter.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:12]

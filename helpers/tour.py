@@ -1,0 +1,145 @@
+"""The measurements of the model tour: columns of numbers, one a scored position, made batch by batch."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.baselines import ngram_losses
+from helpers.circuits import ablated_losses, block_attention, final_scale, head_writes, mlp_write, path_logits, paths, residual_losses, target_logits
+from helpers.corpus import Batch, run_streams
+from helpers.files import WorkbookError
+from helpers.ngrams import ORDERS
+
+Columns = dict[str, Float[Tensor, " n"]]
+UNIVERSAL = ["NOUN", "PROPN", "PRON", "VERB", "AUX", "ADJ", "ADV", "DET", "ADP", "CCONJ", "SCONJ", "PART", "NUM", "INTJ", "PUNCT", "SPACE"]
+POSITION_EDGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+DISTANCE_EDGES = [0, 1, 2, 3, 5, 9, 17, 33]  # tokens back; the last bin is open
+
+
+def bin_names(edges: list[int], last: str) -> list[str]:
+    """Names of the bins [edge, next edge), the last one given."""
+    inner = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [*inner, last]
+
+
+POSITIONS = bin_names(POSITION_EDGES, "")[:-1]
+DISTANCES = [*bin_names(DISTANCE_EDGES, f"{DISTANCE_EDGES[-1]} and more"), "first position"]
+
+
+def groups(batch: Batch) -> dict[str, Int[Tensor, " n"]]:
+    """Each position's groups: class of the next token, its place in the story, opening sentence or rest."""
+    place = torch.bucketize(batch.pos + 1, torch.tensor(POSITION_EDGES), right=True) - 1
+    place = torch.where(place < len(POSITIONS), place, -1)
+    return {"class": batch.next_tags("universal", UNIVERSAL), "position": place, "part": batch.in_opening()}
+
+
+def baseline_columns(batch: Batch) -> Columns:
+    """The n-gram losses of each next token; not there when a story of the batch has none stored."""
+    stored = [ngram_losses(encoded) for encoded in batch.encoded]
+    if any(losses is None for losses in stored):
+        return {}
+    return dict(zip(ORDERS, torch.cat(stored, dim=1), strict=True))
+
+
+def ablation_columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) -> Columns:
+    """Losses in nats, whole and with a part mean-ablated ("mean MLP") or zero-ablated ("zero MLP")."""
+    columns = {f"mean {name}": loss for name, loss in ablated_losses(model, batch, means).items()}
+    columns["loss"] = columns.pop("mean none")
+    return columns | {f"zero {name}": loss for name, loss in ablated_losses(model, batch, None).items() if name != "none"}
+
+
+def attribution_columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) -> Columns:
+    """Direct logit attribution of each path to the next token ("next MLP") and to the current one ("current MLP").
+
+    "current token without MLP" is the token path's vote for the current token at the final LayerNorm's scale with
+    the MLP mean-ablated; "expected MLP" is what the MLP's mean write would give the current token: its vote at any other position.
+    """
+    scale = final_scale(model, batch.flat(batch.streams.resid_post))
+    columns = {}
+    for name, write in paths(model, batch.streams).items():
+        for aim, token in {"next": batch.target, "current": batch.token}.items():
+            columns[f"{aim} {name}"] = target_logits(model, batch.flat(write), scale, token)
+    without = final_scale(model, batch.flat(batch.streams.resid_mid) + means["MLP"])
+    columns["current token without MLP"] = target_logits(model, batch.flat(batch.streams.token_embedding), without, batch.token)
+    columns["expected MLP"] = target_logits(model, means["MLP"].expand(len(scale), -1), scale, batch.token)
+    return columns
+
+
+def direct_columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor], chunk: int = 1024) -> Columns:
+    """What the direct path and a lookup of the current token do.
+
+    "direct repeats": 1 where the embedding's own top prediction is the token it embeds. "repeat without MLP": the
+    probability of the current token with the MLP mean-ablated. "lookup MLP": loss with the MLP's write replaced by
+    what it would write at the average of every other path, given the current token alone; "shuffled lookup MLP":
+    the same with the lookups of other positions, dealt at random.
+    """
+    flat, streams = batch.flat, batch.streams
+    embedding = flat(streams.token_embedding)
+    top = [path_logits(model, part, final_scale(model, part)).argmax(-1) for part in embedding.split(chunk)]
+    without = flat(streams.resid_mid) + means["MLP"]
+    repeat = -residual_losses(model, without, batch.token)
+    context = sum(mean for name, mean in means.items() if name not in {"token", "MLP"})
+    lookup = mlp_write(model, embedding + context)
+    shuffled = lookup[torch.randperm(len(lookup), generator=torch.Generator().manual_seed(0))]
+    repeats = (torch.cat(top) == batch.token).float()
+    columns = {"direct repeats": repeats, "repeat without MLP": repeat.exp()}
+    for name, write in {"lookup MLP": lookup, "shuffled lookup MLP": shuffled}.items():
+        columns[name] = residual_losses(model, flat(streams.resid_mid) + write, batch.target)
+    return columns
+
+
+def blocking_columns(model: TransformerBridge, batch: Batch) -> Columns:
+    """Loss with the attention to `<|endoftext|>` blocked ("first blocked") or that to the token before ("previous blocked")."""
+    streams, place = batch.streams, torch.arange(batch.streams.pattern.shape[-1])
+    blocked = {"first": (place == 0).expand(len(place), -1), "previous": place[:, None] - place == 1}
+    columns = {}
+    for name, mask in blocked.items():
+        change = head_writes(model, block_attention(streams, mask) - streams.z).sum(-2)
+        mid = batch.flat(streams.resid_mid + change)
+        columns[f"{name} blocked"] = residual_losses(model, mid + mlp_write(model, mid), batch.target)
+    return columns
+
+
+def distance_columns(batch: Batch) -> Columns:
+    """Attention of each head by distance ("head 0 at 1" is the share on the token before), `<|endoftext|>` apart."""
+    pattern = batch.streams.pattern
+    length = pattern.shape[-1]
+    back = torch.arange(length)[:, None] - torch.arange(length)
+    number = torch.bucketize(back, torch.tensor(DISTANCE_EDGES), right=True) - 1
+    number = torch.where(torch.arange(length) == 0, len(DISTANCES) - 1, number)
+    kinds = torch.stack([(number == i) & (back >= 0) for i in range(len(DISTANCES))], -1).float()
+    shares = batch.flat(torch.einsum("shqk,qkd->sqhd", pattern, kinds))
+    return {f"head {h} at {name}": shares[:, h, d] for h in range(pattern.shape[1]) for d, name in enumerate(DISTANCES)}
+
+
+def columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) -> Columns:
+    """All of the above for one batch."""
+    return (
+        baseline_columns(batch) | ablation_columns(model, batch, means) | attribution_columns(model, batch, means)
+        | direct_columns(model, batch, means) | blocking_columns(model, batch) | distance_columns(batch)
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def inspect_prompt(model: TransformerBridge, prompt: str, most: int = 8) -> tuple[list[str], list[float], dict[str, list[float]]]:
+    """The likeliest next tokens of a prompt, their probabilities, and each path's vote for each.
+
+    A path's vote is its direct logit attribution; "bias" is b_U's. Votes sum to the logit.
+
+    Raises:
+        WorkbookError: the prompt is empty or longer than the context.
+    """
+    if not prompt.strip():
+        raise WorkbookError("The prompt is empty: type the beginning of a story.")
+    ids = [model.tokenizer.bos_token_id, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    if len(ids) > model.cfg.n_ctx:
+        raise WorkbookError(f"The prompt has {len(ids)} tokens and the model {model.cfg.n_ctx} positions: give a shorter one.")
+    streams = run_streams(model, torch.tensor([ids]))
+    last = streams.resid_post[0, -1:]
+    probabilities = model.unembed(model.ln_final(last[None]))[0, 0].softmax(-1)
+    top = probabilities.topk(most)
+    scale = final_scale(model, last)
+    votes = {name: path_logits(model, write[0, -1:], scale)[0, top.indices].tolist() for name, write in paths(model, streams).items()}
+    votes["bias"] = model.b_U[top.indices].tolist()
+    return [model.tokenizer.decode([i]) for i in top.indices], top.values.tolist(), votes
