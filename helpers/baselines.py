@@ -39,7 +39,10 @@ def _stored(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
     with safe_open(path, "pt") as file:
         keys = json.loads(file.metadata()["stories"])
         losses, spans, starts = (file.get_tensor(name) for name in ("losses", "spans", "starts"))
-    return {key: (losses[:, a:b].float(), spans[a:b].long()) for key, a, b in zip(keys, starts[:-1].tolist(), starts[1:].tolist(), strict=True)}
+    return {
+        key: (losses[:, a:b].float(), spans[a:b].long())
+        for key, a, b in zip(keys, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+    }
 
 
 def ngram_losses(encoded: EncodedStory, path: Path = NGRAM_LOSSES) -> Float[Tensor, "3 pos_minus_one"] | None:
@@ -63,7 +66,9 @@ def store_ngram_losses(ngrams: NGrams, encoded: list[EncodedStory], path: Path =
     starts = torch.tensor([0, *(len(story.tokens) - 1 for story in encoded)]).cumsum(0)
     keys = json.dumps([_key(story.story.text) for story in encoded])
     tensors = {"losses": losses.contiguous(), "spans": spans, "starts": starts}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, {"stories": keys, "orders": json.dumps(ORDERS)}))
+    write_atomic(
+        path, lambda temporary: save_file(tensors, temporary, {"stories": keys, "orders": json.dumps(ORDERS)})
+    )
 
 
 def measure(model, stories: Iterator[Story], ngrams: NGrams) -> dict[str, float]:
@@ -78,7 +83,11 @@ def measure(model, stories: Iterator[Story], ngrams: NGrams) -> dict[str, float]
             characters += int(encoded.spans[-1, 1])
             tokens += len(encoded.tokens) - 1
     rates = {f"{name}_nats_per_token": round(total / tokens, 4) for name, total in totals.items()}
-    return rates | {"model_nats_per_character": round(totals["model"] / characters, 4), "tokens": tokens, "characters": characters}
+    return rates | {
+        "model_nats_per_character": round(totals["model"] / characters, 4),
+        "tokens": tokens,
+        "characters": characters,
+    }
 
 
 def main() -> None:

@@ -32,13 +32,18 @@ def final_scale(model: TransformerBridge, residual: Float[Tensor, "*n d_model"])
     return (residual.var(-1, unbiased=False, keepdim=True) + model.cfg.eps).sqrt()
 
 
-def path_logits(model: TransformerBridge, write: Float[Tensor, "*n d_model"], scale: Float[Tensor, "*n 1"]) -> Float[Tensor, "*n vocabulary"]:
+def path_logits(
+    model: TransformerBridge, write: Float[Tensor, "*n d_model"], scale: Float[Tensor, "*n 1"]
+) -> Float[Tensor, "*n vocabulary"]:
     """Direct logit attribution of one path to every token; over all paths, plus b_U, these sum to the logits."""
     return (write - write.mean(-1, keepdim=True)) / scale @ model.W_U
 
 
 def target_logits(
-    model: TransformerBridge, write: Float[Tensor, "n d_model"], scale: Float[Tensor, "n 1"], target: Int[Tensor, " n"]
+    model: TransformerBridge,
+    write: Float[Tensor, "n d_model"],
+    scale: Float[Tensor, "n 1"],
+    target: Int[Tensor, " n"],
 ) -> Float[Tensor, " n"]:
     """Direct logit attribution of one path to one token a position, without making the vocabulary's logits."""
     return ((write - write.mean(-1, keepdim=True)) / scale * model.W_U.T[target]).sum(-1)
@@ -46,7 +51,10 @@ def target_logits(
 
 @torch.inference_mode()
 def residual_losses(
-    model: TransformerBridge, residual: Float[Tensor, "n d_model"], target: Int[Tensor, " n"], chunk_bytes: int = 2**27
+    model: TransformerBridge,
+    residual: Float[Tensor, "n d_model"],
+    target: Int[Tensor, " n"],
+    chunk_bytes: int = 2**27,
 ) -> Float[Tensor, " n"]:
     """Next-token loss in nats of final residual streams, the logits made a chunk at a time."""
     chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))
@@ -60,7 +68,9 @@ def mlp_write(model: TransformerBridge, resid_mid: Float[Tensor, "n d_model"]) -
     return model.blocks[0].mlp(model.blocks[0].ln2(resid_mid[None]))[0]
 
 
-def block_attention(streams: Streams, blocked: Bool[Tensor, "query key"]) -> Float[Tensor, "story pos head d_head"]:
+def block_attention(
+    streams: Streams, blocked: Bool[Tensor, "query key"]
+) -> Float[Tensor, "story pos head d_head"]:
     """Head outputs z with some attention taken away and the rest of each pattern renormalised.
 
     A position that would be left with nothing to look at keeps its output.
@@ -83,7 +93,9 @@ def mean_writes(model: TransformerBridge, batches) -> dict[str, Float[Tensor, " 
     return {name: (total / count).float() for name, total in sums.items()}
 
 
-def ablated_losses(model: TransformerBridge, batch: Batch, means: dict[str, Float[Tensor, " d_model"]] | None) -> dict[str, Float[Tensor, " n"]]:
+def ablated_losses(
+    model: TransformerBridge, batch: Batch, means: dict[str, Float[Tensor, " d_model"]] | None
+) -> dict[str, Float[Tensor, " n"]]:
     """Loss at every scored position with one part ablated: all of attention, the MLP, each head, position, token.
 
     The part's write is replaced by its mean (`means`, of another split) or, with None, by zero; the MLP then reads

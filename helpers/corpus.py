@@ -13,7 +13,15 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.stories import EncodedStory, Story, encode_story
 
 POOL = 64  # stories sorted by length together, so that little of a batch is padding
-ACTIVATIONS = ("hook_embed", "hook_pos_embed", "attn.hook_v", "attn.hook_pattern", "attn.hook_z", "hook_resid_mid", "hook_mlp_out")
+ACTIVATIONS = (
+    "hook_embed",
+    "hook_pos_embed",
+    "attn.hook_v",
+    "attn.hook_pattern",
+    "attn.hook_z",
+    "hook_resid_mid",
+    "hook_mlp_out",
+)
 Edits = dict[str, Callable[[Tensor], Tensor]]
 
 
@@ -40,7 +48,12 @@ class Batch:
     def next_tags(self, kind: str, names: list[str]) -> Int[Tensor, " n"]:
         """Number in `names` of each next token's tag (`universal` or `penn`), or -1."""
         number = {name: i for i, name in enumerate(names)}
-        return torch.cat([torch.tensor([number.get(tag, -1) for tag in getattr(story, kind)[1:]], dtype=torch.long) for story in self.encoded])
+        return torch.cat(
+            [
+                torch.tensor([number.get(tag, -1) for tag in getattr(story, kind)[1:]], dtype=torch.long)
+                for story in self.encoded
+            ]
+        )
 
     def in_opening(self) -> Int[Tensor, " n"]:
         """1 where the next token belongs to the story's first sentence, else 0."""
@@ -93,7 +106,9 @@ def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edit
     return Streams(*values)
 
 
-def walk(model: TransformerBridge, stories: Iterable[Story], positions: int = 8192, edits: Edits | None = None) -> Iterator[Batch]:
+def walk(
+    model: TransformerBridge, stories: Iterable[Story], positions: int = 8192, edits: Edits | None = None
+) -> Iterator[Batch]:
     """Stream stories through the model in batches of at most about `positions` padded positions.
 
     Memory does not grow with the number of stories. Stories of a batch need not be neighbours: `Batch.story` numbers
@@ -119,4 +134,6 @@ def _batch(model: TransformerBridge, part: list[tuple[int, EncodedStory]], edits
     row = torch.repeat_interleave(torch.tensor(lengths))
     story = torch.tensor([i for i, _ in part])[row]
     pos = torch.cat([torch.arange(length) for length in lengths])
-    return Batch(encoded, story, row, pos, tokens[row, pos], tokens[row, pos + 1], run_streams(model, tokens, edits))
+    return Batch(
+        encoded, story, row, pos, tokens[row, pos], tokens[row, pos + 1], run_streams(model, tokens, edits)
+    )

@@ -28,10 +28,17 @@ class StoryTable:
 
     def __init__(self, groupings: dict[str, list[str]] | None = None):
         self.groupings = {"all": ["all"], **(groupings or {})}
-        self.counts = {name: torch.zeros(CLUSTERS, len(groups), dtype=torch.double) for name, groups in self.groupings.items()}
+        self.counts = {
+            name: torch.zeros(CLUSTERS, len(groups), dtype=torch.double) for name, groups in self.groupings.items()
+        }
         self.sums: dict[tuple[str, str], Tensor] = {}
 
-    def add(self, story: Int[Tensor, " n"], columns: dict[str, Float[Tensor, " n"]], groups: dict[str, Int[Tensor, " n"]] | None = None) -> None:
+    def add(
+        self,
+        story: Int[Tensor, " n"],
+        columns: dict[str, Float[Tensor, " n"]],
+        groups: dict[str, Int[Tensor, " n"]] | None = None,
+    ) -> None:
         """Add positions: their story's number, their values, and their group in each grouping (-1: in none of it)."""
         cluster = story % CLUSTERS
         for name, group in {"all": torch.zeros_like(story), **(groups or {})}.items():
@@ -57,7 +64,9 @@ class StoryTable:
         """Share of all positions that each group holds."""
         return self.counts[grouping].sum(0) / self.counts["all"].sum()
 
-    def estimate(self, column: str, minus: str | None = None, grouping: str = "all", group: int = 0, draws: int = 1000) -> Estimate:
+    def estimate(
+        self, column: str, minus: str | None = None, grouping: str = "all", group: int = 0, draws: int = 1000
+    ) -> Estimate:
         """Mean of a column (or of its difference from another), with a bootstrap interval over stories.
 
         Source: the percentile bootstrap of a ratio of sums, resampling whole stories (Efron & Tibshirani, 1993).
@@ -70,7 +79,9 @@ class StoryTable:
         return bootstrap(sums[here], counts[here], draws)
 
 
-def bootstrap(sums: Float[Tensor, " clusters"], counts: Float[Tensor, " clusters"], draws: int = 1000, seed: int = 0) -> Estimate:
+def bootstrap(
+    sums: Float[Tensor, " clusters"], counts: Float[Tensor, " clusters"], draws: int = 1000, seed: int = 0
+) -> Estimate:
     """Ratio of the totals of `sums` and `counts`, with the 2.5 and 97.5 percentiles over resampled clusters."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(sums), (draws, len(sums)), generator=generator)

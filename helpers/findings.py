@@ -38,7 +38,9 @@ class Finding:
         """Whether the value (and all of its interval) passes the threshold and the control does not."""
         passes = COMPARISONS[self.comparison]
         measured = [self.value, *(self.interval or ())]
-        return all(passes(value, self.threshold) for value in measured) and not passes(self.control, self.threshold)
+        return all(passes(value, self.threshold) for value in measured) and not passes(
+            self.control, self.threshold
+        )
 
     @property
     def verdict(self) -> str:
@@ -51,10 +53,12 @@ class Finding:
         return f"{rounded} {self.unit}".strip()
 
     def _repr_markdown_(self) -> str:
-        interval = "" if self.interval is None else f" (95 % interval {self.interval[0]:.{self.digits}f} to {self.interval[1]:.{self.digits}f})"
+        low_high = "" if self.interval is None else " to ".join(f"{end:.{self.digits}f}" for end in self.interval)
+        interval = f" (95 % interval {low_high})" if low_high else ""
         return (
-            f"**Finding, {self.verdict}:** {self.sentence} Measured on {self.split}: **{self.number(self.value)}**{interval}; "
-            f"asked beforehand: {self.comparison} {self.number(self.threshold)}; control ({self.control_name}): {self.number(self.control)}."
+            f"**Finding, {self.verdict}:** {self.sentence} Measured on {self.split}: **{self.number(self.value)}**"
+            f"{interval}; asked beforehand: {self.comparison} {self.number(self.threshold)}; "
+            f"control ({self.control_name}): {self.number(self.control)}."
         )
 
     def __repr__(self) -> str:
@@ -93,7 +97,10 @@ class Findings:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("claim", "measured", "asked", "control", "verdict"))
         body = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in self._cells(row)) + "</tr>" for row in self.rows
+            "<tr>"
+            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in self._cells(row))
+            + "</tr>"
+            for row in self.rows
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -103,4 +110,10 @@ class Findings:
     @staticmethod
     def _cells(row: Finding) -> tuple[str, ...]:
         control = f"{row.control_name}: {row.number(row.control)}"
-        return row.sentence, row.number(row.value), f"{row.comparison} {row.number(row.threshold)}", control, row.verdict
+        return (
+            row.sentence,
+            row.number(row.value),
+            f"{row.comparison} {row.number(row.threshold)}",
+            control,
+            row.verdict,
+        )

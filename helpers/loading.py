@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from helpers.files import WorkbookError
@@ -15,7 +22,9 @@ from helpers.files import WorkbookError
 EMBEDDED_MODEL = Path(__file__).parent / "embedded_model"
 PUBLISHED_MODEL = "roneneldan/TinyStories-1Layer-21M"
 TRAINED_CONTEXT = 512  # positions that TinyStories models were trained at; a checkpoint may declare more
-WAYS = f"embedded, a folder, a hub checkpoint such as {PUBLISHED_MODEL}, or random:NAME for the twin of any of them"
+WAYS = (
+    f"embedded, a folder, a hub checkpoint such as {PUBLISHED_MODEL}, or random:NAME for the twin of any of them"
+)
 
 
 def load_model(name: str | Path | None = None, max_layers: int = 1, device: str = "cpu") -> TransformerBridge:
@@ -36,7 +45,9 @@ def load_model(name: str | Path | None = None, max_layers: int = 1, device: str 
     twin, source = name.startswith("random:"), resolve_source(name.removeprefix("random:"))
     config = _config(source)
     if config.model_type != "gpt_neo":
-        raise WorkbookError(f"{source} is a {config.model_type}, not a GPT-Neo: choose a GPT-Neo checkpoint such as {PUBLISHED_MODEL}.")
+        raise WorkbookError(
+            f"{source} is a {config.model_type}, not a GPT-Neo: choose a GPT-Neo checkpoint such as {PUBLISHED_MODEL}."
+        )
     if config.num_layers > max_layers:
         raise WorkbookError(
             f"{source} has {config.num_layers} layers and this notebook handles {max_layers}: choose a model of at most {max_layers}."
@@ -45,9 +56,13 @@ def load_model(name: str | Path | None = None, max_layers: int = 1, device: str 
     return bridge(_random_twin(config) if twin else _weights(source, config), tokenizer, name, device)
 
 
-def bridge(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "custom", device: str = "cpu") -> TransformerBridge:
+def bridge(
+    hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "custom", device: str = "cpu"
+) -> TransformerBridge:
     """Wrap a transformers model for study, as `load_model` does."""
-    model = TransformerBridge.boot_transformers(name, hf_model=hf_model.to(device), tokenizer=tokenizer, device=device)
+    model = TransformerBridge.boot_transformers(
+        name, hf_model=hf_model.to(device), tokenizer=tokenizer, device=device
+    )
     model.enable_compatibility_mode()
     model.cfg.n_ctx = min(model.cfg.n_ctx, TRAINED_CONTEXT)
     model.requires_grad_(False)
@@ -78,12 +93,16 @@ def _is_folder(source: str) -> bool:
 
 def _config(source: str) -> PretrainedConfig:
     if _is_folder(source) and not (Path(source) / "config.json").is_file():
-        raise WorkbookError(f"{source} has no config.json: give a folder saved by save_pretrained or by helpers.training.")
+        raise WorkbookError(
+            f"{source} has no config.json: give a folder saved by save_pretrained or by helpers.training."
+        )
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         if _is_folder(source):
-            raise WorkbookError(f"{source}/config.json cannot be read ({type(error).__name__}): restore it from the model's source.") from None
+            raise WorkbookError(
+                f"{source}/config.json cannot be read ({type(error).__name__}): restore it from the model's source."
+            ) from None
         raise _unreachable(source, error) from None
 
 
@@ -95,13 +114,19 @@ def _unreachable(source: str, error: Exception) -> WorkbookError:
 
 
 def _tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    if _is_folder(source) and not any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        raise WorkbookError(f"{source} has no tokenizer.json: copy the tokenizer that the model was trained with into the folder.")
+    if _is_folder(source) and not any(
+        (Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")
+    ):
+        raise WorkbookError(
+            f"{source} has no tokenizer.json: copy the tokenizer that the model was trained with into the folder."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the libraries raise many kinds for a file they cannot parse
         if _is_folder(source):
-            raise WorkbookError(f"{source}/tokenizer.json cannot be read ({type(error).__name__}): restore it from the model's source.") from None
+            raise WorkbookError(
+                f"{source}/tokenizer.json cannot be read ({type(error).__name__}): restore it from the model's source."
+            ) from None
         raise _unreachable(source, error) from None
     if len(tokenizer) != config.vocab_size:
         raise WorkbookError(
@@ -119,7 +144,9 @@ def _random_twin(config: PretrainedConfig) -> PreTrainedModel:
 def _check_weights_file(source: str) -> None:
     path = Path(source) / "model.safetensors"
     if not path.is_file():
-        raise WorkbookError(f"{source} has no model.safetensors (pickled weights are never loaded): save the model again as safetensors.")
+        raise WorkbookError(
+            f"{source} has no model.safetensors (pickled weights are never loaded): save the model again as safetensors."
+        )
     try:
         with safe_open(path, "pt") as file:
             file.metadata()
@@ -149,6 +176,7 @@ def _weights(source: str, config: PretrainedConfig) -> PreTrainedModel:
     wrong = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if wrong:
         raise WorkbookError(
-            f"{source}: {len(wrong)} weights are missing or of another shape, {wrong[0]} the first: use the config.json and weights saved together."
+            f"{source}: {len(wrong)} weights are missing or of another shape, {wrong[0]} the first: "
+            "use the config.json and the weights that were saved together."
         )
     return model

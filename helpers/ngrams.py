@@ -32,7 +32,9 @@ class Table:
         once, twice = int((counts == 1).sum()), int((counts == 2).sum())
         return cls(codes, counts, contexts, totals, distinct, once / max(1, once + 2 * twice))
 
-    def probability(self, codes: Int[Tensor, " n"], vocabulary: int, lower: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def probability(
+        self, codes: Int[Tensor, " n"], vocabulary: int, lower: Float[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         """Discounted probability of each code's last token in its context, the mass set free given to `lower`."""
         count, _ = _look_up(self.codes, self.counts, codes)
         total, found = _look_up(self.contexts, self.totals, codes // vocabulary)
@@ -41,7 +43,9 @@ class Table:
         return torch.where(found, seen, lower)
 
 
-def _look_up(keys: Int[Tensor, " keys"], values: Int[Tensor, " keys"], wanted: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+def _look_up(
+    keys: Int[Tensor, " keys"], values: Int[Tensor, " keys"], wanted: Int[Tensor, " n"]
+) -> tuple[Tensor, Tensor]:
     """Values at sorted `keys` as doubles (0 where the key is not there), and whether it is."""
     place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
     found = keys[place] == wanted
@@ -60,13 +64,22 @@ class NGrams:
         seen = [torch.unique(code, return_counts=True) for code in codes]
         self.raw = [Table.of(*table, vocabulary) for table in seen]
         # Kneser-Ney's lower orders count in how many different contexts a continuation was seen
-        self.continuation = [Table.of(*torch.unique(seen[n + 1][0] % vocabulary ** (n + 1), return_counts=True), vocabulary) for n in (0, 1)]
+        self.continuation = [
+            Table.of(*torch.unique(seen[n + 1][0] % vocabulary ** (n + 1), return_counts=True), vocabulary)
+            for n in (0, 1)
+        ]
 
     def _codes(self, tokens: Int[Tensor, " n"], first: Tensor) -> Int[Tensor, "3 n"]:
         """Codes of the 1-, 2- and 3-gram that end at each position; before its start a story is all `<|endoftext|>`."""
         before = torch.where(first, tokens, tokens.roll(1))
         second = torch.where(first | first.roll(1), tokens[0], tokens.roll(2))
-        return torch.stack([tokens, before * self.vocabulary + tokens, (second * self.vocabulary + before) * self.vocabulary + tokens])
+        return torch.stack(
+            [
+                tokens,
+                before * self.vocabulary + tokens,
+                (second * self.vocabulary + before) * self.vocabulary + tokens,
+            ]
+        )
 
     def losses(self, story: Int[Tensor, " pos"]) -> Float[Tensor, "3 pos_minus_one"]:
         """Loss in nats of each token after the first under the unigram, bigram and trigram model."""
@@ -77,5 +90,7 @@ class NGrams:
         unigram = self.raw[0].probability(one, self.vocabulary, flat)
         often = self.continuation[0].probability(one, self.vocabulary, flat)
         bigram = self.raw[1].probability(two, self.vocabulary, often)
-        trigram = self.raw[2].probability(three, self.vocabulary, self.continuation[1].probability(two, self.vocabulary, often))
+        trigram = self.raw[2].probability(
+            three, self.vocabulary, self.continuation[1].probability(two, self.vocabulary, often)
+        )
         return -torch.stack([unigram, bigram, trigram]).log().float()

@@ -11,7 +11,13 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from helpers.estimates import Estimate
 from helpers.files import write_atomic
 
-COLOURS = {"model": "#1b6ca8", "baseline": "#b8b8b8", "control": "#e08e45", "accent": "#b3365a", "ink": "#333333"}
+COLOURS = {
+    "model": "#1b6ca8",
+    "baseline": "#b8b8b8",
+    "control": "#e08e45",
+    "accent": "#b3365a",
+    "ink": "#333333",
+}
 STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100, "font.size": 10, "axes.titlesize": 11,
     "axes.titlelocation": "left", "axes.edgecolor": "#888888", "figure.constrained_layout.use": True, "svg.hashsalt": "0",
@@ -31,43 +37,64 @@ def save(figure: Figure, path: Path) -> Figure:
     return figure
 
 
-def diagram(d_model: int, heads: int, d_head: int, neurons: int, vocabulary: int, context: int) -> Figure:
-    """The paths from input tokens to logits in a one-layer model, with their dimensions."""
-    figure, (axis,) = _axes(10, 4.4)
-    axis.set(xlim=(0, 100), ylim=(0, 46))
+def diagram(size: dict[str, int], notes: dict[str, str] | None = None) -> Figure:
+    """The paths from input tokens to logits in a one-layer model.
+
+    size: d_model, heads, d_head, neurons, vocabulary, context. notes: a measured line for each of "direct path",
+    "head paths", "MLP path".
+    """
+    figure, (axis,) = _axes(10, 4.6)
+    axis.set(xlim=(0, 100), ylim=(0, 48))
     axis.axis("off")
-    axis.annotate("", (97, 20), (14, 20), arrowprops={"arrowstyle": "-|>", "lw": 9, "color": "#d6dde4", "shrinkA": 0, "shrinkB": 0})
-    axis.text(33, 15.4, f"residual stream, {d_model} numbers a position", color="#667788", ha="center")
+    arrow = {"arrowstyle": "-|>", "lw": 9, "color": "#d6dde4", "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", (79, 22), (21, 22), arrowprops=arrow, zorder=1)
+    axis.text(
+        50, 17.5, f"residual stream: {size['d_model']} numbers at each position", color="#667788", ha="center"
+    )
     boxes = {
-        (7, 20): f"token W_E\n{vocabulary:,} × {d_model}\n+ position W_pos\n{context:,} × {d_model}",
-        (34, 36): f"attention\n{heads} heads of {d_head}\nmove information\nbetween positions",
-        (63, 36): f"MLP\n{neurons:,} neurons\nread one position,\nwrite back to it",
-        (91, 20): f"final LayerNorm\nunembed W_U\n{d_model} × {vocabulary:,}",
+        (
+            11,
+            22,
+        ): f"embed\ntoken W_E {size['vocabulary']:,} × {size['d_model']}\nposition W_pos {size['context']:,} × {size['d_model']}",
+        (
+            36,
+            40,
+        ): f"attention\n{size['heads']} heads of {size['d_head']}\nmove information\nbetween positions",
+        (64, 40): f"MLP\n{size['neurons']:,} neurons\nread one position,\nwrite back to it",
+        (89, 22): f"final LayerNorm\nunembed W_U\n{size['d_model']} × {size['vocabulary']:,}",
     }
-    for (x, y), text in boxes.items():
-        patch = FancyBboxPatch((x - 8.5, y - 7), 17, 14, boxstyle="round,pad=0.4", fc="white", ec=COLOURS["ink"], lw=1.2)
-        axis.add_patch(patch)
-        axis.text(x, y, text, ha="center", va="center", fontsize=9.5)
-    routes = [((27, 21), (30, 28)), ((38, 28), (41, 21)), ((56, 21), (59, 28)), ((67, 28), (70, 21))]
-    for start, end in routes:
-        axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, lw=1.6, color=COLOURS["ink"]))
-    axis.text(24, 24, "reads", ha="right", fontsize=9)
-    axis.text(43, 24, "adds", fontsize=9)
-    axis.text(53.5, 24, "reads", ha="right", fontsize=9)
-    axis.text(72, 24, "adds", fontsize=9)
-    legend = [
-        ("direct path", "embedding → logits", "#7a8b99"),
-        ("head paths", f"{heads} × embedding → head → logits, or on into the MLP", COLOURS["model"]),
-    ]
-    legend.append(("MLP path", "whatever stands in the stream → neurons → logits", COLOURS["accent"]))
-    for i, (name, what, colour) in enumerate(legend):
-        axis.text(16, 9 - 4 * i, name, color=colour, weight="bold", fontsize=10)
-        axis.text(29, 9 - 4 * i, what, fontsize=10)
+    edges = (COLOURS["ink"], COLOURS["model"], COLOURS["accent"], COLOURS["ink"])
+    for ((x, y), text), edge in zip(boxes.items(), edges, strict=True):
+        axis.add_patch(
+            FancyBboxPatch(
+                (x - 9.5, y - 6.5), 19, 13, boxstyle="round,pad=0.3", fc="white", ec=edge, lw=1.5, zorder=2
+            )
+        )
+        axis.text(x, y, text, ha="center", va="center", fontsize=9, zorder=3)
+    for x, colour in ((36, COLOURS["model"]), (64, COLOURS["accent"])):
+        for start, end in (((x - 8, 23.2), (x - 5, 33)), ((x + 5, 33), (x + 8, 23.2))):
+            axis.add_patch(
+                FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, lw=1.6, color=colour, zorder=2)
+            )
+        axis.text(x - 7.6, 28, "reads", ha="right", fontsize=9)
+        axis.text(x + 7.8, 28, "adds", fontsize=9)
+    routes = {
+        "direct path": ("embed → logits", COLOURS["ink"]),
+        "head paths": (f"{size['heads']} × embed → head → logits, or on into the MLP", COLOURS["model"]),
+        "MLP path": ("all that stands in the stream → neurons → logits", COLOURS["accent"]),
+    }
+    for i, (name, (route, colour)) in enumerate(routes.items()):
+        axis.text(2, 10.5 - 4.2 * i, name, color=colour, weight="bold")
+        axis.text(14, 10.5 - 4.2 * i, (notes or {}).get(name, route))
     return figure
 
 
 def bars(
-    rows: dict[str, float | Estimate], title: str, unit: str, colours: dict[str, str] | None = None, line: tuple[float, str] | None = None
+    rows: dict[str, float | Estimate],
+    title: str,
+    unit: str,
+    colours: dict[str, str] | None = None,
+    line: tuple[float, str] | None = None,
 ) -> Figure:
     """Horizontal bars with their values written on; an Estimate shows its interval. `line` marks a reference value."""
     figure, (axis,) = _axes(8.5, 1.0 + 0.36 * len(rows))
@@ -75,13 +102,26 @@ def bars(
         mean = value.mean if isinstance(value, Estimate) else value
         error = np.array([[mean - value.low], [value.high - mean]]) if isinstance(value, Estimate) else None
         axis.barh(
-            y, mean, xerr=error, color=(colours or {}).get(_name, COLOURS["model"]), height=0.68, error_kw={"lw": 1.2, "ecolor": COLOURS["ink"]}
+            y,
+            mean,
+            xerr=error,
+            color=(colours or {}).get(_name, COLOURS["model"]),
+            height=0.68,
+            error_kw={"lw": 1.2, "ecolor": COLOURS["ink"]},
         )
         right = max(mean, value.high) if isinstance(value, Estimate) else max(mean, 0)
-        axis.annotate(f"{mean:.2f}", (max(right, 0), y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+        axis.annotate(
+            f"{mean:.2f}",
+            (max(right, 0), y),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
     if line:
         axis.axvline(line[0], color=COLOURS["accent"], lw=1.2, ls="--")
-        axis.annotate(line[1], (line[0], -0.55), xytext=(4, 1), textcoords="offset points", color=COLOURS["accent"], fontsize=9, va="bottom")
+        label = {"color": COLOURS["accent"], "fontsize": 9, "transform": axis.get_xaxis_transform()}
+        axis.text(line[0], 1.0, line[1], ha="center", va="bottom", **label)
     axis.set_yticks(range(len(rows)), list(rows))
     axis.invert_yaxis()
     axis.set(title=title, xlabel=unit)
@@ -89,18 +129,29 @@ def bars(
     return figure
 
 
-def paired_bars(labels: list[str], series: dict[str, list[float]], title: str, unit: str, colours: list[str] | None = None) -> Figure:
-    """Groups of horizontal bars, one bar a series in each group."""
+def paired_bars(
+    labels: list[str],
+    series: dict[str, list[float] | list[Estimate]],
+    title: str,
+    unit: str,
+    colours: list[str] | None = None,
+) -> Figure:
+    """Groups of horizontal bars, one bar a series in each group; Estimates show their intervals."""
     figure, (axis,) = _axes(8.5, 1.1 + 0.22 * len(labels) * len(series) + 0.1 * len(labels))
     height = 0.8 / len(series)
-    palette = colours or [COLOURS["baseline"], COLOURS["model"], COLOURS["accent"], COLOURS["control"]]
+    palette = colours or [COLOURS["model"], COLOURS["accent"], COLOURS["control"]]
     for i, (name, values) in enumerate(series.items()):
         places = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * height
-        axis.barh(places, values, height=height * 0.92, label=name, color=palette[i])
-        for y, value in zip(places, values, strict=True):
-            axis.annotate(f"{value:.2f}", (max(value, 0), y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5)
+        rows = [value if isinstance(value, Estimate) else Estimate(value, value, value) for value in values]
+        means = [row.mean for row in rows]
+        errors = [[row.mean - row.low for row in rows], [row.high - row.mean for row in rows]]
+        style = {"lw": 1, "ecolor": COLOURS["ink"]}
+        axis.barh(places, means, xerr=errors, height=height * 0.92, label=name, color=palette[i], error_kw=style)
+        for y, row in zip(places, rows, strict=True):
+            place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
+            axis.annotate(f"{row.mean:.2f}", (max(row.high, 0), y), **place)
     axis.set_yticks(range(len(labels)), labels)
-    axis.invert_yaxis()
+    axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set(title=title, xlabel=unit)
     axis.margins(x=0.08)
     axis.legend(frameon=False, loc="lower right")
@@ -108,7 +159,13 @@ def paired_bars(labels: list[str], series: dict[str, list[float]], title: str, u
 
 
 def curves(
-    x: list, series: dict[str, list[float]], title: str, x_name: str, y_name: str, log_x: bool = False, colours: dict[str, str] | None = None
+    x: list,
+    series: dict[str, list[float]],
+    title: str,
+    x_name: str,
+    y_name: str,
+    log_x: bool = False,
+    colours: dict[str, str] | None = None,
 ) -> Figure:
     """Lines over a common x, each named at its end."""
     figure, (axis,) = _axes(8.5, 3.4)
@@ -121,13 +178,18 @@ def curves(
     return figure
 
 
-def token_grid(values: np.ndarray, tokens: list[str], rows: list[str], title: str, unit: str) -> Figure:
-    """A heat map of signed values, one row a part of the model and one column a token; zero is white."""
+def token_grid(
+    values: np.ndarray, tokens: list[str], rows: list[str], title: str, unit: str, signed: bool = True
+) -> Figure:
+    """A heat map, one row a part of the model and one column a token; zero is white."""
     figure, (axis,) = _axes(max(7.0, 0.42 * len(tokens) + 2.2), 0.34 * len(rows) + 1.7)
     limit = max(1e-6, float(np.quantile(np.abs(values), 0.98)))
-    image = axis.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
+    scale = {"cmap": "RdBu", "norm": TwoSlopeNorm(0, -limit, limit)} if signed else {"cmap": "Blues", "vmin": 0}
+    image = axis.imshow(values, aspect="auto", **scale)
     axis.set_yticks(range(len(rows)), rows)
-    axis.set_xticks(range(len(tokens)), [repr(token)[1:-1] for token in tokens], rotation=60, ha="right", fontsize=8.5)
+    axis.set_xticks(
+        range(len(tokens)), [repr(token)[1:-1] for token in tokens], rotation=60, ha="right", fontsize=8.5
+    )
     axis.set_title(title)
     figure.colorbar(image, ax=axis, label=unit, shrink=0.9)
     return figure
@@ -138,7 +200,9 @@ def pattern_grid(patterns: np.ndarray, tokens: list[str], title: str) -> Figure:
     heads = len(patterns)
     columns = min(4, heads)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(-(-heads // columns), columns, figsize=(9.5, 2.5 * -(-heads // columns)), squeeze=False)
+        figure, axes = plt.subplots(
+            -(-heads // columns), columns, figsize=(9.5, 2.5 * -(-heads // columns)), squeeze=False
+        )
     plt.close(figure)
     for h, axis in enumerate(axes.flat):
         axis.axis("off") if h >= heads else axis.imshow(patterns[h], cmap="Blues", vmin=0, vmax=1)

@@ -16,18 +16,7 @@ from helpers.files import write_text
 
 ROOT = Path(__file__).parents[1]
 PANE = "<p class='pane'>Here JupyterLab shows a pane to play with: run <code>make lab</code>. The cell after it shows what it draws.</p>"
-CSS = """
-body{margin:0;background:#fff;color:#222;font:16px/1.6 Georgia,'Times New Roman',serif}
-nav{position:sticky;top:0;z-index:5;background:#f6f8fa;border-bottom:1px solid #d8dee4;padding:.5em 1.2em;font:14px/1.5 system-ui,sans-serif}
-nav a{margin-right:1.2em;color:#1b6ca8;text-decoration:none} nav a.here{color:#222;font-weight:bold}
-main{max-width:62em;margin:0 auto;padding:1em 1.2em 6em} h1,h2,h3{font-family:system-ui,sans-serif;line-height:1.25} h2{margin-top:2em}
-a.anchor-link,.prompt,.jp-InputPrompt,.jp-OutputPrompt{display:none} img{max-width:100%}
-.highlight{background:#f6f8fa;border-left:3px solid #d0d7de;overflow-x:auto} .highlight pre{margin:0;padding:.6em .9em;font:13px/1.45 ui-monospace,monospace}
-.output_area,.output_subarea{overflow-x:auto} .output_area pre{font:13px/1.45 ui-monospace,monospace}
-table{border-collapse:collapse;font:14px/1.45 system-ui,sans-serif;margin:1em 0} th,td{border-bottom:1px solid #d8dee4;padding:.35em .7em;vertical-align:top;text-align:left}
-blockquote{border-left:4px solid #e0c36a;background:#fffaf0;margin:1em 0;padding:.4em 1em} .pane{color:#667;font-style:italic}
-details{margin:1em 0} summary{cursor:pointer;color:#1b6ca8} code{font-size:.9em}
-"""
+CSS = Path(__file__).with_suffix(".css")
 
 
 def execute(path: Path, timeout: int = 1800) -> nbformat.NotebookNode:
@@ -40,7 +29,11 @@ def execute(path: Path, timeout: int = 1800) -> nbformat.NotebookNode:
     total = sum(cell.cell_type == "code" for cell in notebook.cells)
     with tqdm(total=total, desc=path.name, unit=" cells") as bar:
         client = NotebookClient(
-            notebook, timeout=timeout, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(path.parent)}}
+            notebook,
+            timeout=timeout,
+            kernel_name="python3",
+            store_widget_state=False,
+            resources={"metadata": {"path": str(path.parent)}},
         )
         client.on_cell_executed = lambda **_: bar.update()
         client.execute()
@@ -50,7 +43,10 @@ def execute(path: Path, timeout: int = 1800) -> nbformat.NotebookNode:
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Drop what a stored notebook should not hold: widget state, timings, progress bars, the kernel's exact version."""
     notebook.metadata = nbformat.from_dict(
-        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
     )
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -77,10 +73,14 @@ def page(notebook: nbformat.NotebookNode, title: str, links: list[tuple[str, str
 
 def frame(body: str, title: str, links: list[tuple[str, str]]) -> str:
     """A page around a body: title, style, links to the other pages."""
-    nav = "".join(f'<a href="{target}"{" class=here" if name == title else ""}>{html.escape(name)}</a>' for name, target in links)
-    css = CSS + HtmlFormatter().get_style_defs(".highlight")
-    head = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><link rel="icon" href="data:,"><style>{css}</style></head>'
-    return f"{head}<body><nav>{nav}</nav><main>{body}</main></body></html>"
+    nav = "".join(
+        f'<a href="{target}"{" class=here" if name == title else ""}>{html.escape(name)}</a>'
+        for name, target in links
+    )
+    css = CSS.read_text(encoding="utf-8") + HtmlFormatter().get_style_defs(".highlight")
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><link rel="icon" href="data:,"><style>{css}</style>'
+    content = f"<body><nav>{nav}</nav><main>{body}</main></body>"
+    return f'<!DOCTYPE html><html lang="en"><head>{head}</head>{content}</html>\n'
 
 
 def title_of(notebook: nbformat.NotebookNode, path: Path) -> str:
@@ -106,9 +106,13 @@ def build(notebooks: Path, out: Path, store: bool = False) -> list[Path]:
             write_text(path, nbformat.writes(notebook) + "\n")
         executed.append(notebook)
     titles = [title_of(notebook, path) for notebook, path in zip(executed, sources, strict=True)]
-    links = [("Overview", "index.html"), *((title, f"{path.stem}.html") for title, path in zip(titles, sources, strict=True))]
+    links = [
+        ("Overview", "index.html"),
+        *((title, f"{path.stem}.html") for title, path in zip(titles, sources, strict=True)),
+    ]
     pages = [
-        write_text(out / f"{path.stem}.html", page(notebook, title, links)) for notebook, title, path in zip(executed, titles, sources, strict=True)
+        write_text(out / f"{path.stem}.html", page(notebook, title, links))
+        for notebook, title, path in zip(executed, titles, sources, strict=True)
     ]
     index = frame(readme_body((notebooks.parent / "README.md").read_text(encoding="utf-8")), "Overview", links)
     return [write_text(out / "index.html", index), *pages]

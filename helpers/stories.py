@@ -63,7 +63,9 @@ def stream_stories(source: str | Path | None = None, split: Split | None = None)
         raise WorkbookError(f"No split named {split!r}: choose explore or confirm, or leave it out for both.")
     for record in stream_records(source or os.environ.get("TINYSTORIES_STORIES") or STORIES):
         words = _words(record) if "start" in record else ()
-        story = Story(record["text"], *(str(record.get(key, "")) for key in ("id", "theme", "person", "tense")), words)
+        story = Story(
+            record["text"], *(str(record.get(key, "")) for key in ("id", "theme", "person", "tense")), words
+        )
         if split in (None, story.split):
             yield story
 
@@ -75,10 +77,16 @@ def load_stories(source: str | Path | None = None, split: Split | None = None) -
 
 def _words(record: dict) -> tuple[Word, ...]:
     try:
-        columns = [record["start"], record["end"], *(record[key].split(" ") for key in ("universal", "penn", "lemma"))]
+        columns = [
+            record["start"],
+            record["end"],
+            *(record[key].split(" ") for key in ("universal", "penn", "lemma")),
+        ]
         return tuple(Word(*row) for row in zip(*columns, strict=True))
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise WorkbookError(f"The word tags of story {record.get('id', '?')} are incomplete: make them again with helpers.tagging.") from None
+        raise WorkbookError(
+            f"The word tags of story {record.get('id', '?')} are incomplete: make them again with helpers.tagging."
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +115,10 @@ class EncodedStory:
     def _tags(self, kind: str) -> list[str]:
         if not self.story.words:
             return [""] * len(self.tokens)
-        return ["", *(getattr(self.story.words[w], kind) if w >= 0 else SPACE for w in self.word[1:].tolist())]
+        return [
+            "",
+            *(getattr(self.story.words[w], kind) if w >= 0 else SPACE for w in self.word[1:].tolist()),
+        ]
 
 
 def encode_story(story: Story, tokenizer: PreTrainedTokenizerBase, context: int) -> EncodedStory:
@@ -144,7 +155,9 @@ def align(words: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[in
     return result
 
 
-def respread(values: Float[Tensor, " source"], source: Int[Tensor, "source 2"], target: Int[Tensor, "target 2"]) -> Float[Tensor, " target"]:
+def respread(
+    values: Float[Tensor, " source"], source: Int[Tensor, "source 2"], target: Int[Tensor, "target 2"]
+) -> Float[Tensor, " target"]:
     """Carry per-token sums (losses in nats, say) from one tokenizer's spans to another's, by shared characters.
 
     Each source value is spread evenly over its characters; a target token gets the sum over its own. The total is
@@ -152,7 +165,11 @@ def respread(values: Float[Tensor, " source"], source: Int[Tensor, "source 2"], 
     """
     lengths = (source[:, 1] - source[:, 0]).clamp(min=1)
     shares = torch.repeat_interleave(values.double() / lengths, source[:, 1] - source[:, 0])
-    where = torch.cat([torch.arange(int(a), int(b)) for a, b in source]) if len(source) else torch.zeros(0, dtype=torch.long)
+    where = (
+        torch.cat([torch.arange(int(a), int(b)) for a, b in source])
+        if len(source)
+        else torch.zeros(0, dtype=torch.long)
+    )
     per_character = torch.zeros(max(int(source.max()), int(target.max())) + 1, dtype=torch.double)
     per_character.index_add_(0, where, shares)
     cumulative = torch.cat([torch.zeros(1, dtype=torch.double), per_character.cumsum(0)])

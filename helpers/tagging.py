@@ -21,8 +21,16 @@ def tag_records(records: Iterator[dict], nlp) -> Iterator[dict]:
     for record in records:
         words = [word for word in nlp(record["text"]) if not word.is_space]
         ends = [word.idx + len(word) for word in words]
-        tags = {"universal": [w.pos_ for w in words], "penn": [w.tag_ for w in words], "lemma": [w.lemma_.lower() for w in words]}
-        yield record | {"start": [word.idx for word in words], "end": ends} | {key: " ".join(column) for key, column in tags.items()}
+        tags = {
+            "universal": [w.pos_ for w in words],
+            "penn": [w.tag_ for w in words],
+            "lemma": [w.lemma_.lower() for w in words],
+        }
+        yield (
+            record
+            | {"start": [word.idx for word in words], "end": ends}
+            | {key: " ".join(column) for key, column in tags.items()}
+        )
 
 
 def main() -> None:
@@ -38,7 +46,12 @@ def main() -> None:
     nlp = spacy.load(PIPELINE, exclude=["ner"])
     rows = list(tqdm(tag_records(stream_records(options.source), nlp), desc="tagging", unit=" stories"))
     write_json_lines(options.out, rows)
-    tagger = {"tagger": "spaCy", "version": spacy.__version__, "pipeline": PIPELINE, "pipeline_version": nlp.meta["version"]}
+    tagger = {
+        "tagger": "spaCy",
+        "version": spacy.__version__,
+        "pipeline": PIPELINE,
+        "pipeline_version": nlp.meta["version"],
+    }
     write_json(options.out.with_name("tagger.json"), tagger)
 
 

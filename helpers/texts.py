@@ -29,14 +29,18 @@ def stream_records(source: str | Path, split: str = "train") -> Iterator[dict]:
         yield from _published(str(source), split)
         return
     if not path.is_file():
-        raise WorkbookError(f"No story file at {path}: give a .jsonl or .txt file, or a data set's name such as roneneldan/TinyStories.")
+        raise WorkbookError(
+            f"No story file at {path}: give a .jsonl or .txt file, or a data set's name such as roneneldan/TinyStories."
+        )
     records = _text_records(path) if path.suffix == ".txt" else _json_records(path)
     empty = True
     for record in records:
         empty = False
         yield record
     if empty:
-        raise WorkbookError(f"{path.name} holds no story: put one JSON object with a text on each line, or use a .txt file.")
+        raise WorkbookError(
+            f"{path.name} holds no story: put one JSON object with a text on each line, or use a .txt file."
+        )
 
 
 def stream_texts(source: str | Path, split: str = "train") -> Iterator[str]:
@@ -51,7 +55,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
-                raise WorkbookError(f"{path.name}, line {number}, is not UTF-8: save the file as UTF-8 text.") from None
+                raise WorkbookError(
+                    f"{path.name}, line {number}, is not UTF-8: save the file as UTF-8 text."
+                ) from None
 
 
 def _json_records(path: Path) -> Iterator[dict]:
@@ -61,10 +67,14 @@ def _json_records(path: Path) -> Iterator[dict]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise WorkbookError(f"{path.name}, line {number}, is not JSON ({error.msg}): mend or delete the line.") from None
+            raise WorkbookError(
+                f"{path.name}, line {number}, is not JSON ({error.msg}): mend or delete the line."
+            ) from None
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str) or not text.strip():
-            raise WorkbookError(f'{path.name}, line {number}, has no text: each line is an object like {{"text": "…"}}.')
+            raise WorkbookError(
+                f'{path.name}, line {number}, has no text: each line is an object like {{"text": "…"}}.'
+            )
         yield record
 
 

@@ -1,25 +1,54 @@
 """The measurements of the model tour: columns of numbers, one a scored position, made batch by batch."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.baselines import ngram_losses
-from helpers.circuits import ablated_losses, block_attention, final_scale, head_writes, mlp_write, path_logits, paths, residual_losses, target_logits
+from helpers.circuits import (
+    ablated_losses,
+    block_attention,
+    final_scale,
+    head_writes,
+    mlp_write,
+    path_logits,
+    paths,
+    residual_losses,
+    target_logits,
+)
 from helpers.corpus import Batch, run_streams
 from helpers.files import WorkbookError
 from helpers.ngrams import ORDERS
 
 Columns = dict[str, Float[Tensor, " n"]]
-UNIVERSAL = ["NOUN", "PROPN", "PRON", "VERB", "AUX", "ADJ", "ADV", "DET", "ADP", "CCONJ", "SCONJ", "PART", "NUM", "INTJ", "PUNCT", "SPACE"]
+UNIVERSAL = [
+    "NOUN",
+    "PROPN",
+    "PRON",
+    "VERB",
+    "AUX",
+    "ADJ",
+    "ADV",
+    "DET",
+    "ADP",
+    "CCONJ",
+    "SCONJ",
+    "PART",
+    "NUM",
+    "INTJ",
+    "PUNCT",
+    "SPACE",
+]
 POSITION_EDGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 DISTANCE_EDGES = [0, 1, 2, 3, 5, 9, 17, 33]  # tokens back; the last bin is open
 
 
 def bin_names(edges: list[int], last: str) -> list[str]:
     """Names of the bins [edge, next edge), the last one given."""
-    inner = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    inner = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in pairwise(edges)]
     return [*inner, last]
 
 
@@ -46,7 +75,9 @@ def ablation_columns(model: TransformerBridge, batch: Batch, means: dict[str, Te
     """Losses in nats, whole and with a part mean-ablated ("mean MLP") or zero-ablated ("zero MLP")."""
     columns = {f"mean {name}": loss for name, loss in ablated_losses(model, batch, means).items()}
     columns["loss"] = columns.pop("mean none")
-    return columns | {f"zero {name}": loss for name, loss in ablated_losses(model, batch, None).items() if name != "none"}
+    return columns | {
+        f"zero {name}": loss for name, loss in ablated_losses(model, batch, None).items() if name != "none"
+    }
 
 
 def attribution_columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) -> Columns:
@@ -61,7 +92,9 @@ def attribution_columns(model: TransformerBridge, batch: Batch, means: dict[str,
         for aim, token in {"next": batch.target, "current": batch.token}.items():
             columns[f"{aim} {name}"] = target_logits(model, batch.flat(write), scale, token)
     without = final_scale(model, batch.flat(batch.streams.resid_mid) + means["MLP"])
-    columns["current token without MLP"] = target_logits(model, batch.flat(batch.streams.token_embedding), without, batch.token)
+    columns["current token without MLP"] = target_logits(
+        model, batch.flat(batch.streams.token_embedding), without, batch.token
+    )
     columns["expected MLP"] = target_logits(model, means["MLP"].expand(len(scale), -1), scale, batch.token)
     return columns
 
@@ -110,7 +143,9 @@ def distance_columns(batch: Batch) -> Columns:
     number = torch.where(torch.arange(length) == 0, len(DISTANCES) - 1, number)
     kinds = torch.stack([(number == i) & (back >= 0) for i in range(len(DISTANCES))], -1).float()
     shares = batch.flat(torch.einsum("shqk,qkd->sqhd", pattern, kinds))
-    return {f"head {h} at {name}": shares[:, h, d] for h in range(pattern.shape[1]) for d, name in enumerate(DISTANCES)}
+    return {
+        f"head {h} at {name}": shares[:, h, d] for h in range(pattern.shape[1]) for d, name in enumerate(DISTANCES)
+    }
 
 
 def columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) -> Columns:
@@ -122,7 +157,9 @@ def columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) ->
 
 
 @torch.inference_mode()
-def inspect_prompt(model: TransformerBridge, prompt: str, most: int = 8) -> tuple[list[str], list[float], dict[str, list[float]]]:
+def inspect_prompt(
+    model: TransformerBridge, prompt: str, most: int = 8
+) -> tuple[list[str], list[float], dict[str, list[float]]]:
     """The likeliest next tokens of a prompt, their probabilities, and each path's vote for each.
 
     A path's vote is its direct logit attribution; "bias" is b_U's. Votes sum to the logit.
@@ -134,12 +171,17 @@ def inspect_prompt(model: TransformerBridge, prompt: str, most: int = 8) -> tupl
         raise WorkbookError("The prompt is empty: type the beginning of a story.")
     ids = [model.tokenizer.bos_token_id, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     if len(ids) > model.cfg.n_ctx:
-        raise WorkbookError(f"The prompt has {len(ids)} tokens and the model {model.cfg.n_ctx} positions: give a shorter one.")
+        raise WorkbookError(
+            f"The prompt has {len(ids)} tokens and the model {model.cfg.n_ctx} positions: give a shorter one."
+        )
     streams = run_streams(model, torch.tensor([ids]))
     last = streams.resid_post[0, -1:]
     probabilities = model.unembed(model.ln_final(last[None]))[0, 0].softmax(-1)
     top = probabilities.topk(most)
     scale = final_scale(model, last)
-    votes = {name: path_logits(model, write[0, -1:], scale)[0, top.indices].tolist() for name, write in paths(model, streams).items()}
+    votes = {
+        name: path_logits(model, write[0, -1:], scale)[0, top.indices].tolist()
+        for name, write in paths(model, streams).items()
+    }
     votes["bias"] = model.b_U[top.indices].tolist()
     return [model.tokenizer.decode([i]) for i in top.indices], top.values.tolist(), votes

@@ -26,10 +26,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocabulary:
-        raise WorkbookError(f"The text yields only {tokenizer.get_vocab_size()} tokens: give more text or ask for a vocabulary of that size.")
+        raise WorkbookError(
+            f"The text yields only {tokenizer.get_vocab_size()} tokens: give more text or ask for a vocabulary of that size."
+        )
     return tokenizer
 
 
@@ -94,7 +98,9 @@ def batch_order(lengths: Int[Tensor, " stories"], tokens: int, seed: int, epoch:
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
 
-def pad(stories: list[Int[Tensor, " length"]]) -> tuple[Int[Tensor, "story pos"], Bool[Tensor, "story pos_minus_one"]]:
+def pad(
+    stories: list[Int[Tensor, " length"]],
+) -> tuple[Int[Tensor, "story pos"], Bool[Tensor, "story pos_minus_one"]]:
     """Stack stories, padding at the end; the mask is true where position p predicts a real token at p + 1."""
     rows = torch.nn.utils.rnn.pad_sequence(stories, batch_first=True).long()
     lengths = torch.tensor([len(story) for story in stories])

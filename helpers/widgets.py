@@ -34,7 +34,11 @@ class Widget:
 
 def script() -> Widget:
     """The packaged CircuitsVis script, to be shown once a notebook, before its first widget."""
-    code = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8").replace("</script>", "<\\/script>")
+    code = (
+        (files("circuitsvis") / "dist" / "cdn" / "iife.js")
+        .read_text(encoding="utf-8")
+        .replace("</script>", "<\\/script>")
+    )
     source = f'<script id="{MARK}">\n{code}\nwindow.CircuitsVis = CircuitsVis;\n</script>'
     return Widget(source, "CircuitsVis, loaded once for all widgets of this page")
 
@@ -49,12 +53,14 @@ def _rounded(value: object, digits: int) -> object:
 
 def circuitsvis(element: str, digits: int = 3, **properties) -> Widget:
     """A CircuitsVis element; tensors become nested lists rounded to `digits`. Its id is a hash of its content."""
-    data = json.dumps({key: _rounded(value, digits) for key, value in properties.items()}, ensure_ascii=True).replace("</", "<\\/")
+    data = json.dumps(
+        {key: _rounded(value, digits) for key, value in properties.items()}, ensure_ascii=True
+    ).replace("</", "<\\/")
     name = "cv-" + hashlib.sha256((element + data).encode()).hexdigest()[:12]
-    wait = "This widget draws in JupyterLab once the notebook is trusted (jupyter trust), and in the exported page; the figure above shows the same."
+    wait = "An interactive twin of the figure above draws here once the notebook is trusted (make lab trusts it)."
     source = (
-        f'<div id="{name}" class="circuitsvis-widget" style="margin:12px 0"><small>{wait}</small></div><script>(function draw(tries) {{'
-        f"if (!window.CircuitsVis) {{ if (tries) setTimeout(draw, 100, tries - 1); return; }}"
+        f'<div id="{name}" class="circuitsvis-widget" style="margin:12px 0"><small>{wait}</small></div>'
+        f"<script>(function draw(tries) {{ if (!window.CircuitsVis) {{ if (tries) setTimeout(draw, 100, tries - 1); return; }}"
         f'var place = document.getElementById("{name}"); if (!place) return; place.innerHTML = "";'
         f'window.CircuitsVis.render("{name}", window.CircuitsVis.{element}, {data}); }})(100);</script>'
     )
@@ -74,7 +80,9 @@ def coloured_tokens_multi(tokens: list[str], values: Float[Tensor, "pos label"],
 def attention_heads(tokens: list[str], patterns: Float[Tensor, "head query key"]) -> Widget:
     """Attention patterns, one map a head, with the tokens under the pointer."""
     names = [f"head {h}" for h in range(len(patterns))]
-    return circuitsvis("AttentionHeads", tokens=tokens, attention=torch.as_tensor(patterns), attentionHeadNames=names)
+    return circuitsvis(
+        "AttentionHeads", tokens=tokens, attention=torch.as_tensor(patterns), attentionHeadNames=names
+    )
 
 
 def pane(show: Callable[..., object], **controls: ipywidgets.Widget) -> ipywidgets.Widget:
