@@ -56,8 +56,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _is_progress(output: nbformat.NotebookNode) -> bool:
-    """Progress bars, as text on standard error or as a widget."""
-    return output.get("name") == "stderr" or "HBox(" in str(output.get("data", {}).get("text/plain", ""))
+    """Progress bars of tqdm, as text on standard error or as a widget."""
+    return output.get("name") == "stderr" or "%|" in str(output.get("data", {}).get("text/plain", ""))
 
 
 def page(notebook: nbformat.NotebookNode, title: str, links: list[tuple[str, str]]) -> str:
