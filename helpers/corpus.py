@@ -20,6 +20,7 @@ ACTIVATIONS = (
     "attn.hook_pattern",
     "attn.hook_z",
     "hook_resid_mid",
+    "mlp.hook_post",
     "hook_mlp_out",
 )
 Edits = dict[str, Callable[[Tensor], Tensor]]
@@ -62,7 +63,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-    """What one layer writes into the residual stream; the parts sum to `resid_post` (tested)."""
+    """What one layer writes into the residual stream (the parts sum to `resid_post`, tested) and its neurons' activations."""
 
     token_embedding: Float[Tensor, "story pos d_model"]
     position_embedding: Float[Tensor, "story pos d_model"]
@@ -70,6 +71,7 @@ class Streams:
     pattern: Float[Tensor, "story head query key"]
     z: Float[Tensor, "story pos head d_head"]
     resid_mid: Float[Tensor, "story pos d_model"]
+    mlp_post: Float[Tensor, "story pos d_mlp"]
     mlp_out: Float[Tensor, "story pos d_model"]
 
     @property
