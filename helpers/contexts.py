@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.corpus import opening_end
+from helpers.corpus import opening_end, walk
 from helpers.files import WorkbookError
-from helpers.stories import EncodedStory
+from helpers.stories import EncodedStory, Story
 
-CLASSES = [
-    "NOUN", "PROPN", "PRON", "VERB", "AUX", "ADJ", "ADV", "DET", "ADP", "CCONJ", "SCONJ", "PART", "NUM", "INTJ", "PUNCT", "SPACE", "X", "SYM",
-]  # fmt: skip
+CLASSES = ["NOUN", "PROPN", "PRON", "VERB", "AUX", "ADJ", "ADV", "DET", "ADP", "CCONJ", "SCONJ", "PART"]
+CLASSES += ["NUM", "INTJ", "PUNCT", "SPACE", "X", "SYM"]
 ENDS = (".", "!", "?")
 LATEST = ("latest verb", "latest noun", "latest name or pronoun", "first word of the sentence", "two tokens back")
 
@@ -70,11 +70,7 @@ def state_names() -> list[str]:
         "after a name in this sentence",
     ]
     plain += ["after a verb in this sentence", "within a word"]
-    return (
-        plain
-        + [f"after {name} words in this sentence" for name in families]
-        + [f"after {name} words in this story" for name in families]
-    )
+    return plain + [f"after {name} words in this {scope}" for scope in ("sentence", "story") for name in families]
 
 
 def contexts(stories: Iterable[EncodedStory]) -> Contexts:
@@ -84,12 +80,11 @@ def contexts(stories: Iterable[EncodedStory]) -> Contexts:
         WorkbookError: a story has no tags.
     """
     rows = [_of_story(story, i) for i, story in enumerate(stories)]
-    columns = list(zip(*rows, strict=True))
-    offsets = torch.tensor([0, *(int(column.max()) + 1 for column in columns[-1])]).cumsum(0)
-    sentence = torch.cat([column + offset for column, offset in zip(columns[-1], offsets, strict=False)])
-    tensors = [
-        torch.cat(column) if not isinstance(column[0], list) else sum(column, []) for column in columns[:-1]
-    ]
+    *columns, sentences = zip(*rows, strict=True)
+    counts = torch.tensor([0, *(int(sentence[-1]) + 1 for sentence in sentences[:-1])]).cumsum(0)
+    sentence = torch.cat([numbers + before for numbers, before in zip(sentences, counts, strict=True)])
+    penn = [tag for tags in columns[4] for tag in tags]
+    tensors = [penn if i == 4 else torch.cat(column) for i, column in enumerate(columns)]
     return Contexts(*tensors, sentence)
 
 
@@ -158,3 +153,16 @@ def family_tokens(context: Contexts, family: int, vocabulary: int) -> Bool[Tenso
     every = torch.bincount(context.target, minlength=vocabulary)
     inside = torch.bincount(context.target[context.target_family == family], minlength=vocabulary)
     return (inside * 2 >= every) & (inside >= 2)
+
+
+def gather(model: TransformerBridge, stories: Iterable[Story]) -> tuple[Contexts, Tensor, Tensor]:
+    """Contexts, activations [n neuron] and final residual streams [n d_model] of all scored positions of tagged stories.
+
+    Unlike the streaming passes this keeps everything: 4 bytes a neuron and position.
+    """
+    encoded, activations, residuals = [], [], []
+    for batch in walk(model, stories):
+        encoded += batch.encoded
+        activations.append(batch.flat(batch.streams.mlp_post))
+        residuals.append(batch.flat(batch.streams.resid_post))
+    return contexts(encoded), torch.cat(activations), torch.cat(residuals)

@@ -24,7 +24,7 @@ STYLE = {
 }  # fmt: skip
 
 
-def _axes(width: float, height: float, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+def new_axes(width: float, height: float, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **options)
     plt.close(figure)  # the notebook shows the returned figure, once
@@ -43,7 +43,7 @@ def diagram(size: dict[str, int], notes: dict[str, str] | None = None) -> Figure
     size: d_model, heads, d_head, neurons, vocabulary, context. notes: a measured line for each of "direct path",
     "head paths", "MLP path".
     """
-    figure, (axis,) = _axes(10, 4.6)
+    figure, (axis,) = new_axes(10, 4.6)
     axis.set(xlim=(0, 100), ylim=(0, 48))
     axis.axis("off")
     arrow = {"arrowstyle": "-|>", "lw": 9, "color": "#d6dde4", "shrinkA": 0, "shrinkB": 0}
@@ -97,7 +97,7 @@ def bars(
     line: tuple[float, str] | None = None,
 ) -> Figure:
     """Horizontal bars with their values written on; an Estimate shows its interval. `line` marks a reference value."""
-    figure, (axis,) = _axes(8.5, 1.0 + 0.36 * len(rows))
+    figure, (axis,) = new_axes(8.5, 1.0 + 0.36 * len(rows))
     for y, (_name, value) in enumerate(rows.items()):
         mean = value.mean if isinstance(value, Estimate) else value
         error = np.array([[mean - value.low], [value.high - mean]]) if isinstance(value, Estimate) else None
@@ -137,7 +137,7 @@ def paired_bars(
     colours: list[str] | None = None,
 ) -> Figure:
     """Groups of horizontal bars, one bar a series in each group; Estimates show their intervals."""
-    figure, (axis,) = _axes(8.5, 1.1 + 0.22 * len(labels) * len(series) + 0.1 * len(labels))
+    figure, (axis,) = new_axes(8.5, 1.1 + 0.22 * len(labels) * len(series) + 0.1 * len(labels))
     height = 0.8 / len(series)
     palette = colours or [COLOURS["model"], COLOURS["accent"], COLOURS["control"]]
     for i, (name, values) in enumerate(series.items()):
@@ -168,7 +168,7 @@ def curves(
     colours: dict[str, str] | None = None,
 ) -> Figure:
     """Lines over a common x, each named at its end."""
-    figure, (axis,) = _axes(8.5, 3.4)
+    figure, (axis,) = new_axes(8.5, 3.4)
     for name, values in series.items():
         axis.plot(x, values, marker="o", ms=3, lw=1.6, label=name, color=(colours or {}).get(name))
     if log_x:
@@ -182,7 +182,7 @@ def token_grid(
     values: np.ndarray, tokens: list[str], rows: list[str], title: str, unit: str, signed: bool = True
 ) -> Figure:
     """A heat map, one row a part of the model and one column a token; zero is white."""
-    figure, (axis,) = _axes(max(7.0, 0.42 * len(tokens) + 2.2), 0.34 * len(rows) + 1.7)
+    figure, (axis,) = new_axes(max(7.0, 0.42 * len(tokens) + 2.2), 0.34 * len(rows) + 1.7)
     limit = max(1e-6, float(np.quantile(np.abs(values), 0.98)))
     scale = {"cmap": "RdBu", "norm": TwoSlopeNorm(0, -limit, limit)} if signed else {"cmap": "Blues", "vmin": 0}
     image = axis.imshow(values, aspect="auto", **scale)
@@ -224,7 +224,7 @@ def coloured_text(tokens: list[str], values: np.ndarray, title: str, unit: str, 
             length = 0
         lines[-1].append(i)
         length += len(token)
-    figure, (axis,) = _axes(9.6, 0.27 * len(lines) + 0.95)
+    figure, (axis,) = new_axes(9.6, 0.27 * len(lines) + 0.95)
     high = max(1e-6, float(np.max(values)))
     for y, line in enumerate(lines):
         x = 0

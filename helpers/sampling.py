@@ -22,8 +22,11 @@ def sample(
     tokens: int = 300,
     temperature: float = 1.0,
     seed: int = 0,
+    push: Float[Tensor, " d_model"] | None = None,
 ) -> list[str]:
     """Let the model go on from `opening`, `count` times; each text ends at `<|endoftext|>` or after `tokens` tokens.
+
+    `push`, if given, is added to the MLP's write at every position: steering.
 
     Raises:
         WorkbookError: the opening leaves no room in the model's context, or the temperature is not positive.
@@ -37,7 +40,9 @@ def sample(
     if tokens < 1:
         raise WorkbookError(f"The opening takes up the model's {model.cfg.n_ctx} positions: give a shorter one.")
     rows = torch.tensor([start] * count)
-    full = _generate(model, rows, tokens, Draw(temperature, seed))
+    steering = [] if push is None else [("blocks.0.hook_mlp_out", lambda write, hook: write + push)]
+    with model.hooks(fwd_hooks=steering):
+        full = _generate(model, rows, tokens, Draw(temperature, seed))
     end = model.tokenizer.eos_token_id
     texts = []
     for row in full[:, 1:].tolist():

@@ -1,0 +1,69 @@
+"""The ledger: one row a neuron, everything measured of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from helpers.contexts import CLASSES
+from helpers.files import write_text
+from helpers.neuron_stats import NeuronStats
+from helpers.writes import roles
+
+
+def build_ledger(
+    stats: NeuronStats,
+    shape: dict[str, Tensor],
+    effect: Float[Tensor, " neuron"],
+    class_effect: Float[Tensor, "neuron class"],
+    class_names: list[str],
+    decode: Callable[[int], str],
+) -> pd.DataFrame:
+    """Join the measurements of every neuron into a table, the row's number being the neuron's.
+
+    effect: change in loss on confirm when the neuron is mean-ablated, nats a token. class_effect: the same by class
+    of the next token. decode: turns a token's id into text.
+    """
+    columns: dict[str, object] = {"effect": effect.numpy()}
+    columns |= {name: values.float().numpy() for name, values in stats.moments().items()}
+    columns |= {f"explained by {name}": share.float().numpy() for name, share in stats.explained().items()}
+    columns |= {f"write {name}": shape[name].numpy() for name in ("kurtosis", "skew", "deviation")}
+    columns |= {"io cosine": shape["io cosine"].numpy(), "role": roles(shape)}
+    best = shape["support"].max(1)
+    columns |= {"supports": [CLASSES[c] for c in best.indices], "support effect": best.values.numpy()}
+    columns |= {f"effect on {name}": class_effect[:, i].numpy() for i, name in enumerate(class_names)}
+    columns |= {side: [_words(ids, decode) for ids in shape[side]] for side in ("promoted", "suppressed")}
+    columns["strongest on"] = [_words(ids, decode) for ids in strongest_tokens(stats)]
+    return pd.DataFrame(columns).rename_axis("neuron")
+
+
+def strongest_tokens(stats: NeuronStats, top: int = 8, least: int = 5) -> Int[Tensor, "neuron top"]:
+    """The current tokens (seen at least `least` times) on which each neuron's mean activation is highest."""
+    grouping = stats.groupings["current token"]
+    ids = torch.tensor(list(grouping.rows))
+    kept = grouping.counts >= least
+    means = grouping.sums[kept] / grouping.counts[kept, None].float()
+    return ids[kept][means.topk(min(top, len(means)), dim=0).indices].T
+
+
+def _words(ids: Int[Tensor, " k"], decode: Callable[[int], str]) -> str:
+    return " ".join(decode(i).strip().replace("\n", "⏎") or "␣" for i in ids.tolist())
+
+
+def save_ledger(ledger: pd.DataFrame, path: str | Path, digits: int = 4) -> Path:
+    """Write the ledger as CSV, numbers rounded so that the file does not change with the processor."""
+    return write_text(path, ledger.round(digits).to_csv(float_format=f"%.{digits}g", lineterminator="\n"))
+
+
+def search(
+    ledger: pd.DataFrame, reads: str = "", writes: str = "", sort: str = "effect", rows: int = 12
+) -> pd.DataFrame:
+    """Neurons that fire on a word and promote a word (either may be empty), sorted by any column."""
+    found = ledger
+    for column, word in (("strongest on", reads.strip()), ("promoted", writes.strip())):
+        if word:
+            found = found[[word in words.split(" ") for words in found[column]]]
+    return found.sort_values(sort, ascending=False).head(rows)

@@ -1,0 +1,208 @@
+"""Families of neurons found by what they read and what they write, and the tests that could refute them."""
+
+import dataclasses
+import re
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.circuits import residual_losses
+from helpers.contexts import CLASSES, Contexts, family_tokens, token_classes, vocabulary_of_families
+from helpers.writes import group_effect, logit_writes
+
+READ, WRITE = 0.5, 0.5  # effect sizes (standard deviations) that membership asks of both sides
+NEAR = 10  # tokens after a family's word that count as its scene
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family: which positions its neurons should fire on, which tokens they should support, and its members.
+
+    read, write: effect sizes of all neurons. members: neurons at least READ and WRITE on both, the strongest
+    first (by the product). reads_here: the positions (of the corpus it was found on). supports: the tokens.
+    """
+
+    name: str
+    read: Float[Tensor, " neuron"]
+    write: Float[Tensor, " neuron"]
+    members: Int[Tensor, " k"]
+    supports: Bool[Tensor, " vocabulary"]
+
+
+def reading_positions(context: Contexts, name: str) -> Bool[Tensor, " n"]:
+    """Where a family's neurons should fire: on or up to NEAR tokens after a word of a word family, in the same
+    story; on the words of a syntax family's classes."""
+    data = vocabulary_of_families()
+    if name in data["syntax"]:
+        penn = set(data["syntax"][name]["reads"])
+        return torch.tensor([tag in penn for tag in context.penn])
+    here = context.word_family == list(data["families"]).index(name)
+    position = torch.arange(len(here))
+    last = torch.where(here, position, -NEAR - 1).cummax(0).values
+    same_story = context.story[last.clamp(min=0)] == context.story
+    return (position - last <= NEAR) & same_story
+
+
+def supported_tokens(
+    context: Contexts, name: str, vocabulary: int
+) -> tuple[Bool[Tensor, " vocabulary"], Bool[Tensor, " vocabulary"]]:
+    """The tokens that a family's neurons should promote, and all tokens whose class is known (the comparison)."""
+    data, classes = vocabulary_of_families(), token_classes(context, vocabulary)
+    if name in data["syntax"]:
+        wanted = torch.tensor([CLASSES.index(c) for c in data["syntax"][name]["writes"]])
+        return torch.isin(classes, wanted), classes >= 0
+    return family_tokens(context, list(data["families"]).index(name), vocabulary), classes >= 0
+
+
+def find_family(
+    model: TransformerBridge, context: Contexts, activations: Float[Tensor, "n neuron"], name: str
+) -> Family:
+    """Find a family on explore text, by effect sizes on both sides and no neuron's number."""
+    here = reading_positions(context, name).float()
+    read = group_effect(activations.T, torch.stack([here, 1 - here], 1))[:, 0]
+    supports, known = supported_tokens(context, name, model.cfg.d_vocab)
+    kind = torch.stack([supports[known], ~supports[known]], 1).float()
+    parts = torch.arange(model.cfg.d_mlp).split(256)
+    write = torch.cat([group_effect(logit_writes(model, part)[:, known], kind)[:, 0] for part in parts])
+    members = ((read >= READ) & (write >= WRITE)).nonzero()[:, 0]
+    members = members[(read * write)[members].argsort(descending=True)]
+    return Family(name, read, write, members, supports)
+
+
+def matched_sets(
+    members: Int[Tensor, " k"],
+    features: Float[Tensor, "neuron feature"],
+    count: int,
+    seed: int = 0,
+    pool: int = 20,
+) -> list[Int[Tensor, " k"]]:
+    """Random sets of as many neurons: each member is replaced by one of its `pool` nearest in the features
+    (say, norm of the write and mean size of the activation, on a log scale), no member and none twice."""
+    generator = torch.Generator().manual_seed(seed)
+    scaled = (features - features.mean(0)) / features.std(0).clamp(min=1e-9)
+    distance = torch.cdist(scaled[members], scaled)
+    distance[:, members] = torch.inf
+    nearest = distance.topk(min(pool + len(members), len(features) - len(members)), largest=False).indices
+    sets = []
+    for _ in range(count):
+        chosen: list[int] = []
+        for row in nearest:
+            free = [j for j in row.tolist() if j not in chosen][:pool]
+            chosen.append(free[int(torch.randint(len(free), (1,), generator=generator))])
+        sets.append(torch.tensor(chosen))
+    return sets
+
+
+@torch.inference_mode()
+def set_effects(
+    model: TransformerBridge,
+    residual: Float[Tensor, "n d_model"],
+    activations: Float[Tensor, "n neuron"],
+    means: Float[Tensor, " neuron"],
+    target: Int[Tensor, " n"],
+    sets: list[Int[Tensor, " k"]],
+) -> Float[Tensor, "set n"]:
+    """Change in loss (nats) at some positions when a set of neurons is set to its means, for each set."""
+    before, writes = residual_losses(model, residual, target), model.W_out[0]
+    rows = []
+    for chosen in sets:
+        change = (means[chosen] - activations[:, chosen]) @ writes[chosen]
+        rows.append(residual_losses(model, residual + change, target) - before)
+    return torch.stack(rows)
+
+
+def sentence_scores(
+    values: Float[Tensor, " n"], sentence: Int[Tensor, " n"], kept: Bool[Tensor, " n"]
+) -> Float[Tensor, " sentences"]:
+    """Mean of a value over the kept positions of each sentence (nan where none is kept)."""
+    count = int(sentence.max()) + 1
+    total = torch.zeros(count).index_add_(0, sentence[kept], values[kept])
+    size = torch.zeros(count).index_add_(0, sentence[kept], torch.ones(int(kept.sum())))
+    return total / torch.where(size > 0, size, torch.nan)
+
+
+def detection(scores: Float[Tensor, " k"], truth: Bool[Tensor, " k"], threshold: float) -> dict[str, float]:
+    """Precision, recall, F1 of `scores >= threshold`, and the area under the ROC curve."""
+    guess = scores >= threshold
+    hits = (guess & truth).sum().item()
+    precision, recall = hits / max(1, guess.sum().item()), hits / max(1, truth.sum().item())
+    ranks = scores.argsort().argsort().double() + 1
+    positive, negative = truth.sum().item(), (~truth).sum().item()
+    area = (ranks[truth].sum().item() - positive * (positive + 1) / 2) / max(1, positive * negative)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "F1": 2 * precision * recall / max(1e-9, precision + recall),
+        "AUC": area,
+    }
+
+
+def best_threshold(scores: Float[Tensor, " k"], truth: Bool[Tensor, " k"]) -> float:
+    """The threshold of the highest F1, from a grid of the scores' quantiles (to be chosen on explore)."""
+    grid = scores.quantile(torch.linspace(0.02, 0.98, 49)).tolist()
+    return max(grid, key=lambda threshold: detection(scores, truth, threshold)["F1"])
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalTest:
+    """What ablating a family costs where its words come next, beside matched random sets.
+
+    effect: nats a token. others: the same for each matched set. beaten: share of the sets that cost less.
+    control: the share of the other sets that the first matched set beats, on average over all of them.
+    curve: the effect of the first k members together, for each k of `sizes`.
+    """
+
+    effect: float
+    others: Float[Tensor, " set"]
+    beaten: float
+    control: float
+    sizes: list[int]
+    curve: list[float]
+    positions: int
+
+
+def causal_test(
+    model: TransformerBridge,
+    family: Family,
+    context: Contexts,
+    activations: Float[Tensor, "n neuron"],
+    residual: Float[Tensor, "n d_model"],
+    explore_means: Float[Tensor, " neuron"],
+    explore_size: Float[Tensor, " neuron"],
+    sets: int = 200,
+    positions: int = 600,
+) -> CausalTest:
+    """Ablate the family and matched sets at up to `positions` confirm positions whose next token it should support.
+
+    For a syntax family these are the positions that it reads as well.
+    """
+    here = family.supports[context.target]
+    if family.name in vocabulary_of_families()["syntax"]:
+        here &= reading_positions(context, family.name)
+    rows = here.nonzero()[:, 0]
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:positions]]
+    features = torch.stack([model.W_out[0].norm(dim=1), explore_size], 1).clamp(min=1e-9).log()
+    sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < len(family.members)} | {len(family.members)})
+    tried = [*(family.members[:k] for k in sizes), *matched_sets(family.members, features, sets)]
+    found = set_effects(model, residual[rows], activations[rows], explore_means, context.target[rows], tried).mean(
+        1
+    )
+    curve, others = found[: len(sizes)], found[len(sizes) :]
+    beaten = (others < curve[-1]).float().mean().item()
+    ranks = others.argsort().argsort().float() / max(1, len(others) - 1)
+    return CausalTest(curve[-1].item(), others, beaten, ranks.mean().item(), sizes, curve.tolist(), len(rows))
+
+
+def push_vector(
+    model: TransformerBridge, neurons: Int[Tensor, " k"], deviations: Float[Tensor, " neuron"], dose: float
+) -> Float[Tensor, " d_model"]:
+    """What raising each of some neurons by `dose` of its standard deviations adds to the MLP's write."""
+    return dose * deviations[neurons].float() @ model.W_out[0][neurons]
+
+
+def word_rate(texts: list[str], words: set[str]) -> float:
+    """How many of a thousand words (letters and apostrophes, lower case) are among `words`."""
+    found = [word for text in texts for word in re.findall(r"[a-z']+", text.lower())]
+    return 1000 * sum(word in words for word in found) / max(1, len(found))
