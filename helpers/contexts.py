@@ -37,7 +37,8 @@ class Contexts:
     states: true-or-false states, in the order of `state_names`. story: number of the story. latest: codes
     (`word_code`) of the dictionary forms in LATEST: the latest verb, noun and name or pronoun before this token's
     word, and the first word of the sentence. sentence: number of the
-    sentence, counted over all stories. word_family: the family of the word here, or -1.
+    sentence, counted over all stories. word_family, target_family: the word family of the word here and of the next
+    token's, or -1. target_whole: whether the next token is a whole word.
     """
 
     token: Int[Tensor, " n"]
@@ -48,6 +49,7 @@ class Contexts:
     target: Int[Tensor, " n"]
     target_tag: Int[Tensor, " n"]
     target_family: Int[Tensor, " n"]
+    target_whole: Bool[Tensor, " n"]
     word_family: Int[Tensor, " n"]
     states: Bool[Tensor, "n state"]
     story: Int[Tensor, " n"]
@@ -133,7 +135,8 @@ def _of_story(encoded: EncodedStory, number: int) -> tuple:
             last_word = -1 if owner[p] >= 0 and words[owner[p]].universal == "PUNCT" else last_word
     return (
         tokens[:-1], torch.cat([tokens[:1], tokens[:-2]]), torch.tensor(tag[:-1]), torch.tensor([-1, *tag[:-2]]), encoded.penn[:-1],
-        tokens[1:], torch.tensor(tag[1:]), torch.tensor(family[1:]), torch.tensor(family[:-1]), torch.tensor(states),
+        tokens[1:], torch.tensor(tag[1:]), torch.tensor(family[1:]),
+        torch.tensor([w >= 0 and owner.count(w) == 1 for w in owner[1:]]), torch.tensor(family[:-1]), torch.tensor(states),
         torch.full((len(tokens) - 1,), number), torch.tensor(latest), torch.tensor(sentences),
     )  # fmt: skip
 
@@ -149,9 +152,11 @@ def token_classes(context: Contexts, vocabulary: int, least: int = 2) -> Int[Ten
 
 
 def family_tokens(context: Contexts, family: int, vocabulary: int) -> Bool[Tensor, " vocabulary"]:
-    """Which tokens stand for a family's words: at least half of their occurrences as a next token are its words."""
+    """Which tokens stand for a family's words: at least half of their occurrences as a next token are whole words of it."""
     every = torch.bincount(context.target, minlength=vocabulary)
-    inside = torch.bincount(context.target[context.target_family == family], minlength=vocabulary)
+    inside = torch.bincount(
+        context.target[(context.target_family == family) & context.target_whole], minlength=vocabulary
+    )
     return (inside * 2 >= every) & (inside >= 2)
 
 

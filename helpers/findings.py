@@ -90,6 +90,11 @@ class Findings:
         self.rows = [row for row in self.rows if row.sentence != sentence] + [finding]
         return finding
 
+    @staticmethod
+    def quiet(sentence: str, value: float, **fields) -> Finding:
+        """A finding that is not listed among the notebook's (one of many of a kind)."""
+        return Finding(sentence, float(value), **fields)
+
     def save(self, path: str | Path) -> Path:
         """Write the findings as JSON, atomically."""
         return write_json(path, {"notebook": self.notebook, "findings": [row.record() for row in self.rows]})

@@ -62,6 +62,17 @@ class Entry:
     status: str
     notebook: str
 
+    @classmethod
+    def of(
+        cls, id: str, components: list[str], kind: str, sentence: str, proof: list[Finding], notebook: str, **sides
+    ) -> "Entry":
+        """An entry whose evidence and status are findings'; sides: reads, writes, rule (empty by default)."""
+        given = {"rule": "", "reads": [], "writes": []} | sides
+        evidence = [Evidence.of(finding) for finding in proof]
+        return cls(
+            id, components, kind, sentence, evidence=evidence, status=status_of(proof), notebook=notebook, **given
+        )
+
     def __post_init__(self):
         if self.status not in STATUSES or self.kind not in KINDS:
             raise WorkbookError(

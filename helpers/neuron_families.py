@@ -150,14 +150,12 @@ class CausalTest:
     """What ablating a family costs where its words come next, beside matched random sets.
 
     effect: nats a token. others: the same for each matched set. beaten: share of the sets that cost less.
-    control: the share of the other sets that the first matched set beats, on average over all of them.
     curve: the effect of the first k members together, for each k of `sizes`.
     """
 
     effect: float
     others: Float[Tensor, " set"]
     beaten: float
-    control: float
     sizes: list[int]
     curve: list[float]
     positions: int
@@ -176,8 +174,10 @@ def causal_test(
 ) -> CausalTest:
     """Ablate the family and matched sets at up to `positions` confirm positions whose next token it should support.
 
-    For a syntax family these are the positions that it reads as well.
+    For a syntax family these are the positions that it reads as well. A family without members costs nothing.
     """
+    if not len(family.members):
+        return CausalTest(0.0, torch.zeros(sets), 0.0, [], [], 0)
     here = family.supports[context.target]
     if family.name in vocabulary_of_families()["syntax"]:
         here &= reading_positions(context, family.name)
@@ -191,8 +191,7 @@ def causal_test(
     )
     curve, others = found[: len(sizes)], found[len(sizes) :]
     beaten = (others < curve[-1]).float().mean().item()
-    ranks = others.argsort().argsort().float() / max(1, len(others) - 1)
-    return CausalTest(curve[-1].item(), others, beaten, ranks.mean().item(), sizes, curve.tolist(), len(rows))
+    return CausalTest(curve[-1].item(), others, beaten, sizes, curve.tolist(), len(rows))
 
 
 def push_vector(

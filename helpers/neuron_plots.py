@@ -1,19 +1,24 @@
 """Static figures of neurons: populations, and the card of one neuron."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from helpers.files import WorkbookError
 from helpers.plots import COLOURS, STYLE, new_axes
 
 
-def populations(columns: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
-    """One histogram a quantity: all neurons of the model over those of its random-weights twin."""
+def populations(
+    columns: dict[str, tuple[np.ndarray, np.ndarray]], title: str, names: tuple[str, str] = ("model", "twin")
+) -> Figure:
+    """One histogram a quantity: all neurons of the model over those of a control (its random-weights twin)."""
     figure, axes = new_axes(10, 2.9, columns=len(columns))
     for axis, (name, (model, twin)) in zip(axes, columns.items(), strict=True):
         edges = np.linspace(*np.quantile(np.concatenate([model, twin]), [0.005, 0.995]), 41)
-        axis.hist(np.clip(twin, edges[0], edges[-1]), edges, color=COLOURS["control"], alpha=0.6, label="twin")
-        axis.hist(np.clip(model, edges[0], edges[-1]), edges, color=COLOURS["model"], alpha=0.75, label="model")
+        axis.hist(np.clip(twin, edges[0], edges[-1]), edges, color=COLOURS["control"], alpha=0.6, label=names[1])
+        axis.hist(np.clip(model, edges[0], edges[-1]), edges, color=COLOURS["model"], alpha=0.75, label=names[0])
         axis.set(xlabel=name, yticks=[])
     axes[0].set_ylabel("neurons")
     axes[-1].legend(frameon=False, fontsize=8)
@@ -75,7 +80,7 @@ def card(
     class_effects: cost of its removal by class of the next token, nats.
     """
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(10.5, 3.9 + 0.24 * len(examples)))
+        figure = plt.figure(figsize=(10.5, 4.4 + 0.24 * len(examples)))
         grid = figure.add_gridspec(2, 3, height_ratios=[2.6, max(1.0, 0.24 * len(examples))])
     plt.close(figure)
     counts, edges = histogram
@@ -108,5 +113,53 @@ def card(
             x += 1.02 * len(text.strip()) + 1.2
     axis.text(0, len(examples) + 0.9, "promotes    " + "  ".join(promoted), fontsize=9, color=COLOURS["model"])
     axis.text(0, len(examples) + 2.1, "suppresses  " + "  ".join(suppressed), fontsize=9, color=COLOURS["accent"])
-    figure.suptitle(f"{title}\n{subtitle}", fontsize=10.5, x=0.01, ha="left")
+    figure.suptitle(f"{title}\n{textwrap.fill(subtitle, 125)}", fontsize=10, x=0.01, ha="left")
     return figure
+
+
+class CardMaker:
+    """Draws the card of any neuron from what a notebook has measured."""
+
+    def __init__(self, tokenizer, stats, ledger, class_effect, class_names, class_count, activations):
+        self.tokenizer, self.stats, self.ledger, self.activations = tokenizer, stats, ledger, activations
+        self.class_effect, self.class_names, self.class_count = class_effect, class_names, class_count
+
+    def draw(self, neuron: int, subtitle: str) -> Figure:
+        """The card of one neuron.
+
+        Raises:
+            WorkbookError: there is no such neuron.
+        """
+        if not 0 <= neuron < len(self.ledger):
+            raise WorkbookError(f"No neuron {neuron}: the model's neurons are 0 to {len(self.ledger) - 1}.")
+        row, grouping = self.ledger.loc[neuron], self.stats.groupings["current token"]
+        often = [(g, r) for g, r in grouping.rows.items() if grouping.counts[r] >= 5]
+        means = {self._word(g): float(grouping.sums[r, neuron] / grouping.counts[r]) for g, r in often}
+        strongest = dict(sorted(means.items(), key=lambda pair: -pair[1])[:10])
+        kinds = [i for i in range(len(self.class_names)) if self.class_count[i] > 0]
+        effects = {self.class_names[i]: float(self.class_effect[neuron, i]) for i in kinds}
+        effects = dict(sorted(effects.items(), key=lambda pair: -pair[1])[:10])
+        histogram = np.histogram(self.activations[:, neuron].numpy(), bins=40)
+        title = f"Neuron {neuron}: costs {row['effect']:.4f} nats a token when removed"
+        words = (row["promoted"].split(" "), row["suppressed"].split(" "))
+        return card(title, subtitle, histogram, strongest, self._examples(neuron), *words, effects)
+
+    def _word(self, token: int) -> str:
+        return self.tokenizer.decode([token])
+
+    def _examples(self, neuron: int) -> list[tuple[float, list[str], int]]:
+        found = []
+        for i in range(self.stats.priority.shape[0]):
+            for k in range(self.stats.priority.shape[1]):
+                if np.isfinite(float(self.stats.priority[i, k, neuron])):
+                    found.append(
+                        (float(self.stats.value[i, k, neuron]), self.stats.context[i, k, neuron].tolist())
+                    )
+        found += [(float(self.stats.top[k, neuron]), self.stats.top_context[k, neuron].tolist()) for k in range(3)]
+        middle = len(found[0][1]) // 2 if found else 0
+        rows = []
+        for value, ids in sorted(found):
+            kept = [(i, token) for i, token in enumerate(ids) if token >= 0]
+            place = next((n for n, (i, _) in enumerate(kept) if i == middle), -1)
+            rows.append((value, [self._word(token) for _, token in kept], place))
+        return rows

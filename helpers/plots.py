@@ -95,6 +95,7 @@ def bars(
     unit: str,
     colours: dict[str, str] | None = None,
     line: tuple[float, str] | None = None,
+    digits: int = 2,
 ) -> Figure:
     """Horizontal bars with their values written on; an Estimate shows its interval. `line` marks a reference value."""
     figure, (axis,) = new_axes(8.5, 1.0 + 0.36 * len(rows))
@@ -111,7 +112,7 @@ def bars(
         )
         right = max(mean, value.high) if isinstance(value, Estimate) else max(mean, 0)
         axis.annotate(
-            f"{mean:.2f}",
+            f"{mean:.{digits}f}",
             (max(right, 0), y),
             xytext=(5, 0),
             textcoords="offset points",

@@ -12,8 +12,10 @@ import dataclasses
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.contexts import CLASSES, LATEST, Contexts, state_names
+from helpers.writes import logit_writes
 
 MOST_GROUPS = 12  # words a term may list
 LEAST_COUNT = 5  # occurrences on explore that a group needs to be listed
@@ -44,6 +46,12 @@ class Term:
             return f"{less}on " + ", ".join(CLASSES[g] if g >= 0 else "the first position" for g in self.groups)
         if self.variable == "tags":
             return f"{less}on " + ", ".join(_pair(g) for g in self.groups)
+        if self.variable in LATEST:
+            return (
+                f"{less}with {len(self.groups)} forms as the {self.variable}"
+                if self.variable != "two tokens back"
+                else (f"{less}two tokens after " + ", ".join(f"“{decode(g)}”" for g in self.groups if g >= 0))
+            )
         return f"{less}{self.variable}"
 
 
@@ -182,3 +190,41 @@ def expected_words(
     inside = torch.zeros(vocabulary, weight.shape[1]).index_add_(0, context.target, weight)
     lift = (inside + prior * share[:, None]) / (weight.sum(0) + prior) / share[:, None].clamp(min=1e-12)
     return torch.where(counts[:, None] >= least, lift.log(), torch.nan).T
+
+
+def short_text(rule: Rule, decode, words: int = 5) -> str:
+    """The rule's sentence with its lists cut to a few groups."""
+    terms = [dataclasses.replace(term, groups=term.groups[:words]) for term in rule.terms]
+    texts = []
+    for term, full in zip(terms, rule.terms, strict=True):
+        more = len(full.groups) - len(term.groups)
+        texts.append(term.text(decode) + (f" and {more} more" if more else ""))
+    return "Fires " + "; ".join(texts) + "." if texts else "No rule found."
+
+
+def choose_writes(
+    model: TransformerBridge,
+    expected: Float[Tensor, "neuron vocabulary"],
+    known: Bool[Tensor, " vocabulary"],
+    seed: int,
+    top: int = 10,
+    rounds: int = 8,
+) -> tuple[float, Float[Tensor, " neuron"]]:
+    """Tell each neuron's promoted tokens from another neuron's by what its rule expects to come next.
+
+    Returns the share of right choices over `rounds` random pairings, and the correlation over known tokens between
+    each neuron's write and what its rule expects.
+    """
+    hoped = expected[:, known]
+    writes = torch.cat([logit_writes(model, part)[:, known] for part in torch.arange(model.cfg.d_mlp).split(256)])
+    promoted = writes.topk(top, dim=1).indices
+    own = hoped.gather(1, promoted).mean(1)
+    generator = torch.Generator().manual_seed(seed)
+    right = []
+    for _ in range(rounds):
+        other = torch.randperm(len(own), generator=generator)
+        theirs = hoped.gather(1, promoted[other]).mean(1)
+        fair = other != torch.arange(len(own))
+        right.append((own > theirs)[fair].float().mean())
+    score = [(x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp(min=1e-9) for x in (hoped, writes)]
+    return torch.stack(right).mean().item(), (score[0] * score[1]).mean(1)

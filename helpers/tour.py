@@ -19,9 +19,10 @@ from helpers.circuits import (
     residual_losses,
     target_logits,
 )
-from helpers.corpus import Batch, run_streams
+from helpers.corpus import Batch, run_streams, walk
 from helpers.files import WorkbookError
 from helpers.ngrams import ORDERS
+from helpers.stories import Story
 
 Columns = dict[str, Float[Tensor, " n"]]
 UNIVERSAL = [
@@ -185,3 +186,12 @@ def inspect_prompt(
     }
     votes["bias"] = model.b_U[top.indices].tolist()
     return [model.tokenizer.decode([i]) for i in top.indices], top.values.tolist(), votes
+
+
+def text_loss(model: TransformerBridge, texts: list[str]) -> float:
+    """Mean loss in nats a token of some texts."""
+    total, count = 0.0, 0
+    for batch in walk(model, (Story(text) for text in texts if text.strip())):
+        total += residual_losses(model, batch.flat(batch.streams.resid_post), batch.target).sum().item()
+        count += len(batch.target)
+    return total / max(1, count)

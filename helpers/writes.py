@@ -9,6 +9,7 @@ from helpers.contexts import CLASSES
 
 KURTOSIS = 10.0  # above it a write singles out a few tokens (Gurnee et al., 2024, "Universal Neurons in GPT2")
 ROLES = ("prediction", "suppression", "partition", "none")
+LEAST_TOKENS = 10  # tokens that a class needs for its support to be measured
 PARTITION_DEVIATION = 0.1  # standard deviation of the cosines; a random direction has 1 / sqrt(d_model)
 
 
@@ -30,6 +31,7 @@ def write_shape(
     unit = model.W_U / model.W_U.norm(dim=0, keepdim=True).clamp(min=1e-9)
     known = classes >= 0
     one_hot = torch.nn.functional.one_hot(classes[known], len(CLASSES)).float()
+    one_hot[:, one_hot.sum(0) < LEAST_TOKENS] = 0  # too few tokens for an effect size
     parts: dict[str, list[Tensor]] = {}
     for neurons in torch.arange(model.cfg.d_mlp).split(chunk):
         writes = logit_writes(model, neurons)
