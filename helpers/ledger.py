@@ -49,8 +49,13 @@ def strongest_tokens(stats: NeuronStats, top: int = 8, least: int = 5) -> Int[Te
     return ids[kept][means.topk(min(top, len(means)), dim=0).indices].T
 
 
+def decoder(tokenizer) -> Callable[[int], str]:
+    """A function that turns a token id into text fit for a table: no blanks around, line breaks and bars replaced."""
+    return lambda token: tokenizer.decode([token]).strip().replace("\n", "⏎").replace("|", "¦") or "⏎"
+
+
 def _words(ids: Int[Tensor, " k"], decode: Callable[[int], str]) -> str:
-    return " ".join(decode(i).strip().replace("\n", "⏎") or "␣" for i in ids.tolist())
+    return " ".join(decode(i).replace(" ", "") for i in ids.tolist())
 
 
 def save_ledger(ledger: pd.DataFrame, path: str | Path, digits: int = 4) -> Path:

@@ -10,13 +10,16 @@ the new logits are a l + (a delta / scale) B_j + b_U. Their log-sum-exp is taken
 - exactly, where its variance or its largest entry is not small.
 """
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.circuits import final_scale, residual_losses
-from helpers.corpus import Batch
+from helpers.corpus import Batch, walk
+from helpers.stories import Story
 
 SMALL_VARIANCE = 0.01  # nats squared: above it a change is computed exactly
 SMALL_CHANGE = 3.0  # nats: likewise, for its largest entry
@@ -85,6 +88,37 @@ def _chunk_effects(
         change.addcmul_(logits[row], shrink[row, neuron, None]).add_(log_p[row])
         effect[row, neuron] = change.logsumexp(-1) - on_target[row, neuron]
     return effect
+
+
+def effects_by_class(
+    model: TransformerBridge, stories: Iterable[Story], means: Float[Tensor, " neuron"], names: list[str]
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, "neuron class"], Float[Tensor, " class"]]:
+    """Mean effect of every neuron over stories, overall and by class of the next token, and the classes' positions.
+
+    The overall mean is taken over the positions whose next token has one of the named classes.
+    """
+    total, count = torch.zeros(model.cfg.d_mlp, len(names)), torch.zeros(len(names))
+    for batch in walk(model, stories, positions=4096):
+        effects, tags = single_effects(model, batch, means), batch.next_tags("universal", names)
+        kind = torch.nn.functional.one_hot(tags.clamp(min=0), len(names)).float() * (tags >= 0)[:, None]
+        total += effects.T @ kind
+        count += kind.sum(0)
+    return total.sum(1) / count.sum(), total / count.clamp(min=1), count
+
+
+def joint_costs(
+    model: TransformerBridge,
+    stories: Iterable[Story],
+    means: Float[Tensor, " neuron"],
+    sets: list[Int[Tensor, " k"]],
+) -> list[float]:
+    """Mean cost over stories (nats a token) of setting all neurons of a set to their means together, for each set."""
+    empty = torch.zeros(0, dtype=torch.long)
+    total, count = torch.zeros(len(sets) + 1), 0
+    for batch in walk(model, stories):
+        total += set_losses(model, batch, means, [*sets, empty]).sum(0)
+        count += len(batch.target)
+    return ((total[:-1] - total[-1]) / count).tolist()
 
 
 @torch.inference_mode()

@@ -80,6 +80,8 @@ def matched_sets(
 ) -> list[Int[Tensor, " k"]]:
     """Random sets of as many neurons: each member is replaced by one of its `pool` nearest in the features
     (say, norm of the write and mean size of the activation, on a log scale), no member and none twice."""
+    if not len(members):
+        return [members] * count
     generator = torch.Generator().manual_seed(seed)
     scaled = (features - features.mean(0)) / features.std(0).clamp(min=1e-9)
     distance = torch.cdist(scaled[members], scaled)
@@ -111,6 +113,27 @@ def set_effects(
         change = (means[chosen] - activations[:, chosen]) @ writes[chosen]
         rows.append(residual_losses(model, residual + change, target) - before)
     return torch.stack(rows)
+
+
+def sentence_activation(
+    members: Int[Tensor, " k"],
+    context: Contexts,
+    activations: Float[Tensor, "n neuron"],
+    means: Float[Tensor, " neuron"],
+    deviations: Float[Tensor, " neuron"],
+    family: int,
+) -> Float[Tensor, " sentences"]:
+    """Mean standardised activation of some neurons over each sentence, the word family's own words left out."""
+    if not len(members):
+        return torch.zeros(int(context.sentence.max()) + 1)
+    standard = ((activations[:, members] - means[members]) / deviations[members].float()).mean(1)
+    return sentence_scores(standard, context.sentence, context.word_family != family)
+
+
+def sentence_labels(context: Contexts, family: int) -> Bool[Tensor, " sentences"]:
+    """Whether a sentence has a word of the word family in it."""
+    here = (context.word_family == family).float()
+    return sentence_scores(here, context.sentence, torch.ones_like(context.sentence, dtype=torch.bool)) > 0
 
 
 def sentence_scores(
@@ -159,6 +182,10 @@ class CausalTest:
     sizes: list[int]
     curve: list[float]
     positions: int
+
+    def curve_at(self, k: int) -> float:
+        """The cost of the first k members together, nan where it was not measured."""
+        return dict(zip(self.sizes, self.curve, strict=True)).get(k, float("nan"))
 
 
 def causal_test(

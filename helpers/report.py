@@ -13,6 +13,7 @@ from pygments.formatters import HtmlFormatter
 from tqdm.auto import tqdm
 
 from helpers.files import write_text
+from helpers.frontpage import blocks, refresh
 
 ROOT = Path(__file__).parents[1]
 PANE = "<p class='pane'>Here JupyterLab shows a pane to play with: run <code>make lab</code>. The cell after it shows what it draws.</p>"
@@ -105,6 +106,9 @@ def build(notebooks: Path, out: Path, store: bool = False) -> list[Path]:
         if store:
             write_text(path, nbformat.writes(notebook) + "\n")
         executed.append(notebook)
+    if store:
+        readme = notebooks.parent / "README.md"
+        write_text(readme, refresh(readme.read_text(encoding="utf-8"), blocks(notebooks.parent)))
     titles = [title_of(notebook, path) for notebook, path in zip(executed, sources, strict=True)]
     links = [
         ("Overview", "index.html"),
@@ -121,7 +125,7 @@ def build(notebooks: Path, out: Path, store: bool = False) -> list[Path]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", action="store_true", help="also store the outputs in the notebooks")
+    parser.add_argument("--store", action="store_true", help="also store outputs and the README's numbers")
     parser.add_argument("--out", type=Path, default=ROOT / "report", help="folder of the pages")
     options = parser.parse_args()
     build(ROOT / "notebooks", options.out, options.store)

@@ -1,0 +1,105 @@
+"""Measure the streaming pass and the exact ablation against the plain forward pass: `python -m helpers.benchmark`.
+
+All times of a table are taken in one run, so their ratios mean something on any machine.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.corpus import walk
+from helpers.loading import load_model
+from helpers.neuron_ablation import one_at_a_time, single_effects
+from helpers.neuron_stats import collect
+from helpers.stories import Story, load_stories
+
+
+def seconds(work: Callable[[], object], repeats: int = 2) -> float:
+    """The shortest wall-clock time of some runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@torch.inference_mode()
+def plain_forward(model: TransformerBridge, stories: list[Story]) -> None:
+    """Logits of every position, in the same batches as a walk, nothing kept."""
+    for tokens in token_batches(model, stories):
+        model(tokens)
+
+
+@torch.inference_mode()
+def cache_everything(model: TransformerBridge, stories: list[Story]) -> dict[str, torch.Tensor]:
+    """The usual way: cache every activation, keep the neurons', reduce at the end."""
+    kept = []
+    for tokens in token_batches(model, stories):
+        _, cache = model.run_with_cache(tokens)
+        kept.append(cache["blocks.0.mlp.hook_post"].flatten(0, 1))
+    every = torch.cat(kept)
+    centred = every - every.mean(0)
+    deviation = centred.pow(2).mean(0).sqrt()
+    moments = {power: (centred / deviation).pow(power).mean(0) for power in (3, 4)}
+    return {"mean": every.mean(0), "deviation": deviation, "skew": moments[3], "kurtosis": moments[4]}
+
+
+def token_batches(model: TransformerBridge, stories: list[Story]):
+    """Padded token batches as `walk` makes them."""
+    encoded = [model.tokenizer(story.text, add_special_tokens=False)["input_ids"] for story in stories]
+    ordered = sorted(([model.tokenizer.bos_token_id, *ids][: model.cfg.n_ctx] for ids in encoded), key=len)
+    for start in range(0, len(ordered), 32):
+        rows = [torch.tensor(ids) for ids in ordered[start : start + 32]]
+        yield torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def peak_mb(work: Callable[[], object]) -> float:
+    """Peak of the tensors' memory while `work` runs, by the growth of the process."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def measure(model: TransformerBridge, stories: list[Story], sample: int = 16) -> dict[str, float]:
+    """Times in seconds, and their ratios."""
+    with tqdm(total=4, desc="benchmark") as bar:
+        plain = seconds(lambda: plain_forward(model, stories))
+        bar.update()
+        streaming_peak = peak_mb(lambda: collect(model, stories))
+        streaming = seconds(lambda: collect(model, stories))
+        bar.update()
+        usual_peak = peak_mb(lambda: cache_everything(model, stories))
+        usual = seconds(lambda: cache_everything(model, stories), 1)
+        bar.update()
+        batch = next(walk(model, stories[:12]))
+        means = torch.zeros(model.cfg.d_mlp)
+        neurons = torch.linspace(0, model.cfg.d_mlp - 1, sample).long().tolist()
+        loop = seconds(lambda: one_at_a_time(model, batch, means, neurons), 1) / sample * model.cfg.d_mlp
+        exact = seconds(lambda: single_effects(model, batch, means))
+        bar.update()
+    rows = {"plain forward pass": plain, "streaming statistics": streaming, "caching everything": usual}
+    rows |= {"streaming / plain": streaming / plain, "caching / streaming": usual / streaming}
+    rows |= {"streaming, growth of memory (MB)": streaming_peak, "caching, further growth (MB)": usual_peak}
+    return rows | {"one forward pass a neuron": loop, "exact ablation of all": exact, "loop / exact": loop / exact}
+
+
+def main() -> None:
+    """Command line: a table for a model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=None, help="as for load_model; by default the embedded model")
+    parser.add_argument("--stories", type=int, default=96, help="how many explore stories")
+    options = parser.parse_args()
+    model = load_model(options.model)
+    for name, value in measure(model, load_stories(split="explore")[: options.stories]).items():
+        print(f"{name:36} {value:10.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What all tests share: an environment that reaches no network and leaves the project as it is, and small models."""
+
+import os
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+_scratch = tempfile.TemporaryDirectory(prefix="workbook-tests-")
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "agg",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TINYSTORIES_RESULTS": f"{_scratch.name}/results",
+    "TINYSTORIES_CACHE": f"{_scratch.name}/cache",
+}
+for _name in ("TINYSTORIES_MODEL", "TINYSTORIES_STORIES"):
+    os.environ.pop(_name, None)
+
+# ruff: noqa: E402 (the settings above have to stand before the first import that reads them)
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+from helpers import load_model
+from helpers.stories import EncodedStory, Story, encode_story, load_stories
+from helpers.training_data import save_tokenizer, train_tokenizer
+
+TINY = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "vocab_size": 512}
+
+
+def save_model(folder: Path, tokenizer: Tokenizer, layers: int = 1, **shape: int) -> Path:
+    """A folder with a small random GPT-Neo and its tokenizer, as load_model reads it."""
+    size = TINY | {"max_position_embeddings": 128} | shape
+    config = GPTNeoConfig(
+        num_layers=layers, attention_types=[[["global"], layers]], bos_token_id=0, eos_token_id=0, **size
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(layers)
+        GPTNeoForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, size["max_position_embeddings"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories() -> list[Story]:
+    return load_stories()
+
+
+@pytest.fixture(scope="session")
+def model() -> TransformerBridge:
+    return load_model("embedded")
+
+
+@pytest.fixture(scope="session")
+def twin() -> TransformerBridge:
+    return load_model("random:embedded")
+
+
+@pytest.fixture(scope="session")
+def encoded(model: TransformerBridge, stories: list[Story]) -> list[EncodedStory]:
+    """Four stories in the embedded model's tokens."""
+    return [encode_story(story, model.tokenizer, model.cfg.n_ctx) for story in islice(stories, 4)]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(stories: list[Story]) -> Tokenizer:
+    """A tokenizer of 512 tokens trained on the project's stories."""
+    return train_tokenizer((story.text for story in stories[:100]), TINY["vocab_size"])
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Path:
+    """A folder with a one-layer model of 32 dimensions; tests that change it work on a copy."""
+    return save_model(tmp_path_factory.mktemp("tiny"), tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Path:
+    """The same with two layers."""
+    return save_model(tmp_path_factory.mktemp("two-layers"), tiny_tokenizer, layers=2)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> TransformerBridge:
+    return load_model(tiny_folder)

@@ -1,0 +1,167 @@
+"""The decomposition into paths and the ablations, against honest forward passes of the bridge with hooks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers.circuits import (
+    ablated_losses,
+    block_attention,
+    final_scale,
+    head_writes,
+    mean_writes,
+    path_logits,
+    paths,
+    residual_losses,
+    target_logits,
+)
+from helpers.corpus import run_streams, walk
+
+
+@pytest.fixture(scope="module")
+def batch(model, stories):
+    return next(walk(model, stories[:4]))
+
+
+@pytest.fixture(scope="module")
+def tokens(batch):
+    return torch.nn.utils.rnn.pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
+
+
+@pytest.fixture(scope="module")
+def means(model, stories):
+    return mean_writes(model, walk(model, stories[4:10]))
+
+
+def honest_losses(model, batch, tokens, hooks=()) -> torch.Tensor:
+    """Losses at the scored positions of one whole forward pass with hooks."""
+    with torch.inference_mode():
+        logits = model.run_with_hooks(tokens, fwd_hooks=list(hooks))
+    return F.cross_entropy(batch.flat(logits), batch.target, reduction="none")
+
+
+def far(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def test_path_writes_sum_to_the_final_residual_stream(model, batch, tokens):
+    total = sum(paths(model, batch.streams).values())
+    assert far(total, batch.streams.resid_post) < 1e-4
+    _, cache = model.run_with_cache(tokens)
+    assert far(batch.streams.resid_post, cache["blocks.0.hook_resid_post"]) < 1e-4
+
+
+def test_there_is_a_path_for_every_part(model, batch):
+    heads = [f"head {h}" for h in range(8)]
+    assert list(paths(model, batch.streams)) == ["token", "position", *heads, "attention bias", "MLP"]
+
+
+def test_path_logits_and_the_bias_sum_to_the_logits(model, batch, tokens):
+    scale = final_scale(model, batch.streams.resid_post)
+    total = sum(path_logits(model, write, scale) for write in paths(model, batch.streams).values()) + model.b_U
+    assert far(batch.flat(total), batch.flat(model(tokens))) < 1e-4
+
+
+def test_target_logits_are_the_path_logits_of_the_targets(model, batch):
+    scale = final_scale(model, batch.flat(batch.streams.resid_post))
+    for write in paths(model, batch.streams).values():
+        gathered = path_logits(model, batch.flat(write), scale).gather(1, batch.target[:, None])[:, 0]
+        assert far(target_logits(model, batch.flat(write), scale, batch.target), gathered) < 1e-4
+
+
+def test_residual_losses_are_the_models_own_whatever_the_chunk(model, batch, tokens):
+    residual = batch.flat(batch.streams.resid_post)
+    losses = residual_losses(model, residual, batch.target)
+    assert far(losses, honest_losses(model, batch, tokens)) < 1e-4
+    for chunk_bytes in (1, 4 * 4096 * 7, 2**40):
+        assert far(residual_losses(model, residual, batch.target, chunk_bytes), losses) < 1e-4
+
+
+def test_mean_writes_are_means_over_scored_positions(model, stories):
+    found = mean_writes(model, walk(model, stories[:3], positions=300))
+    batches = list(walk(model, stories[:3]))
+    for name, mean in found.items():
+        rows = torch.cat([batch.flat(paths(model, batch.streams)[name]) for batch in batches])
+        assert far(mean, rows.mean(0)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["mean", "zero"])
+def test_ablating_the_mlp_is_replacing_its_output(model, batch, tokens, means, kind):
+    write = means["MLP"] if kind == "mean" else torch.zeros(256)
+    found = ablated_losses(model, batch, means if kind == "mean" else None)
+    hooks = [("blocks.0.hook_mlp_out", lambda value, hook: write.expand_as(value))]
+    assert far(found["MLP"], honest_losses(model, batch, tokens, hooks)) < 1e-4
+    assert far(found["none"], honest_losses(model, batch, tokens)) < 1e-4
+    assert far(found["MLP"], found["none"]) > 0.1
+
+
+@pytest.mark.parametrize("head", range(8))
+def test_zero_ablating_a_head_is_silencing_its_z(model, batch, tokens, head):
+    def silence(z, hook):
+        z = z.clone()
+        z[:, :, head] = 0
+        return z
+
+    found = ablated_losses(model, batch, None)
+    honest = honest_losses(model, batch, tokens, [("blocks.0.attn.hook_z", silence)])
+    assert far(found[f"head {head}"], honest) < 1e-4
+    assert far(found[f"head {head}"], found["none"]) > 1e-3
+
+
+@pytest.mark.parametrize("part", ["attention", *(f"head {h}" for h in range(8))])
+def test_mean_ablating_heads_is_replacing_their_writes(model, batch, tokens, means, part):
+    heads = range(8) if part == "attention" else [int(part.split()[1])]
+    clean = head_writes(model, batch.streams.z)
+    change = sum(means[f"head {h}"] - clean[:, :, h] for h in heads)
+    honest = honest_losses(model, batch, tokens, [("blocks.0.hook_attn_out", lambda out, hook: out + change)])
+    assert far(ablated_losses(model, batch, means)[part], honest) < 1e-4
+
+
+def test_zero_ablating_attention_leaves_its_bias(model, batch, tokens):
+    hooks = [("blocks.0.hook_attn_out", lambda out, hook: model.b_O[0].expand_as(out))]
+    found = ablated_losses(model, batch, None)["attention"]
+    assert far(found, honest_losses(model, batch, tokens, hooks)) < 1e-4
+
+
+def test_blocked_attention_is_the_rest_renormalised(batch):
+    length = batch.streams.pattern.shape[-1]
+    place = torch.arange(length)
+    blocked = place[:, None] - place == 1
+    z = block_attention(batch.streams, blocked)
+    for query, head in ((1, 0), (2, 3), (40, 7)):
+        pattern = batch.streams.pattern[0, head, query].clone()
+        pattern[query - 1] = 0
+        expected = pattern / pattern.sum() @ batch.streams.v[0, :, head]
+        assert far(z[0, query, head], expected) < 1e-4
+
+
+def test_a_position_with_nothing_left_to_look_at_keeps_its_output(batch):
+    length = batch.streams.pattern.shape[-1]
+    z = block_attention(batch.streams, torch.ones(length, length, dtype=torch.bool))
+    assert torch.equal(z, batch.streams.z)
+    only_first = block_attention(batch.streams, (torch.arange(length) == 0).expand(length, -1))
+    assert torch.equal(only_first[:, 0], batch.streams.z[:, 0])
+    assert far(only_first[:, 1], batch.streams.z[:, 1]) > 1e-3
+
+
+def test_blocking_nothing_changes_nothing(batch):
+    length = batch.streams.pattern.shape[-1]
+    nothing = torch.zeros(length, length, dtype=torch.bool)
+    assert far(block_attention(batch.streams, nothing), batch.streams.z) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name, reach", [("hook_pos_embed", "all"), ("attn.hook_z", "all"), ("hook_mlp_out", "end")]
+)
+def test_an_edit_changes_what_is_downstream_of_it_as_a_hook_does(model, tokens, name, reach):
+    clean = run_streams(model, tokens)
+    edited = run_streams(model, tokens, {name: torch.zeros_like})
+    hook = name if name == "hook_pos_embed" else f"blocks.0.{name}"
+    names = ("blocks.0.hook_resid_mid", "blocks.0.hook_resid_post")
+    with model.hooks(fwd_hooks=[(hook, lambda value, hook: torch.zeros_like(value))]):
+        _, cache = model.run_with_cache(tokens)
+    assert far(edited.resid_mid, cache[names[0]]) < 1e-4
+    assert far(edited.resid_post, cache[names[1]]) < 1e-4
+    assert (far(edited.resid_mid, clean.resid_mid) > 0.01) == (reach == "all")
+    assert far(edited.resid_post, clean.resid_post) > 0.01
+    assert far(run_streams(model, tokens).resid_post, clean.resid_post) == 0

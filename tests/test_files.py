@@ -1,0 +1,77 @@
+"""Files are written whole or not at all, and results go where they should."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers import WorkbookError
+from helpers.files import results_folder, write_atomic, write_json, write_json_lines, write_text
+
+ROOT = Path(__file__).parents[1]
+
+
+def fail_half_way(path: Path) -> None:
+    path.write_text("half")
+    raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, old):
+    path = tmp_path / "file.txt"
+    if old:
+        path.write_text(old)
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_atomic(path, fail_half_way)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ([old] if old else [])
+
+
+def test_the_old_file_stays_in_place_until_the_new_one_is_whole(tmp_path):
+    path = write_text(tmp_path / "file.txt", "old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent  # one file system, so that moving is one step
+
+    write_atomic(path, write)
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_are_made_and_files_readable_by_all(tmp_path):
+    path = write_text(tmp_path / "a" / "b" / "file.txt", "text")
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_text_and_json_are_utf_8(tmp_path):
+    assert write_text(tmp_path / "a", "“ä”\n").read_bytes() == "“ä”\n".encode()
+    assert write_json(tmp_path / "b", {"ä": [1]}).read_text(encoding="utf-8") == '{\n "ä": [\n  1\n ]\n}\n'
+    rows = [{"text": "one\ntwo"}, {"text": "ä"}]
+    lines = write_json_lines(tmp_path / "c", iter(rows)).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows
+
+
+def test_what_cannot_be_written_as_json_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a", {1, 2})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_embedded_model_on_the_projects_stories_writes_into_the_project(monkeypatch):
+    monkeypatch.delenv("TINYSTORIES_RESULTS")
+    assert results_folder("embedded") == ROOT
+    others = [results_folder(name) for name in ("random:embedded", "roneneldan/TinyStories-1Layer-21M", "../../x")]
+    assert len(set(others)) == 3
+    assert all(folder.parent == ROOT / "cache" / "results" for folder in others)
+    monkeypatch.setenv("TINYSTORIES_STORIES", "own.jsonl")
+    assert results_folder("embedded") == ROOT / "cache" / "results" / "embedded"
+
+
+def test_the_environment_can_send_all_results_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYSTORIES_RESULTS", str(tmp_path))
+    assert results_folder("embedded") == results_folder("random:embedded") == tmp_path
+
+
+def test_an_error_of_the_workbook_is_a_value_error():
+    assert issubclass(WorkbookError, ValueError)

@@ -1,0 +1,29 @@
+"""The notebooks' stored outputs can tell a trained model from a random one: rerun on the twin, they differ."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_rerun_on_the_random_twin_the_tour_runs_but_its_outputs_differ():
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval",
+        "notebooks/01_model_tour.ipynb",
+        "--color=no",
+        "-p",
+        "no:cacheprovider",
+    ]
+    setting = {"TINYSTORIES_MODEL": "random:embedded"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | setting, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    outcomes = re.findall(r"^Cell \d+: (.*)$", done.stdout, re.MULTILINE)
+    assert len(outcomes) >= 10
+    assert [outcome for outcome in outcomes if outcome != "Cell outputs differ"] == []
+    assert "does not hold" in done.stdout

@@ -1,0 +1,85 @@
+"""Everything that the model tour measures also runs on a model of the published checkpoint's shape, in bounded memory."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+from helpers.files import write_json
+from helpers.loading import EMBEDDED_MODEL
+
+VOCABULARY = 50_257
+
+
+def published_config() -> GPTNeoConfig:
+    """The configuration of roneneldan/TinyStories-1Layer-21M, its token numbers aside."""
+    return GPTNeoConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=2048, hidden_size=1024, num_layers=1, num_heads=16,
+        intermediate_size=4096, attention_types=[[["global"], 1]], bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+
+
+def padded_tokenizer() -> dict:
+    """The embedded model's tokenizer, filled up with entries that no text yields."""
+    tokenizer = json.loads((EMBEDDED_MODEL / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"filler {i}": i for i in range(len(vocabulary), VOCABULARY)}
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("published")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        GPTNeoForCausalLM(published_config()).save_pretrained(folder)
+    write_json(folder / "tokenizer.json", padded_tokenizer())
+    settings = (EMBEDDED_MODEL / "tokenizer_config.json").read_text(encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+    command = [sys.executable, str(Path(__file__).with_name("run_tour.py")), str(folder)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
+    shutil.rmtree(folder)  # a quarter of a gigabyte
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_model_has_the_published_shape(results):
+    assert results["shape"] == [1, 1024, 16, 4096, VOCABULARY, 512]
+
+
+def test_all_columns_of_the_tour_are_finite(results):
+    columns = results["columns"]
+    assert {"loss", "mean head 15", "zero MLP", "next token", "current head 3", "lookup MLP"} <= columns.keys()
+    assert [name for name, mean in columns.items() if not math.isfinite(mean)] == []
+    assert all(map(math.isfinite, [*results["interval"], results["unordered"]]))
+
+
+def test_an_untrained_model_of_that_size_is_about_as_good_as_a_uniform_guess(results):
+    assert abs(results["columns"]["loss"] - math.log(VOCABULARY)) < 1
+
+
+def test_the_paths_sum_to_the_logits(results):
+    assert results["path error"] < 1e-3
+
+
+def test_a_prompt_can_be_inspected(results):
+    assert len(results["votes"]) == 2 + 16 + 2 + 1
+    assert all(len(votes) == 4 and all(map(math.isfinite, votes)) for votes in results["votes"])
+    assert 1 > results["probabilities"][0] >= results["probabilities"][-1] > 0
+
+
+def test_it_writes_five_tokens_and_has_a_fingerprint(results):
+    assert results["sampled"] >= 1
+    assert len(results["fingerprint"]) == 12
+
+
+def test_it_all_fits_into_4_gib(results):
+    print(f"peak memory {results['peak bytes'] / 2**30:.2f} GiB")
+    assert results["peak bytes"] < 4 * 2**30

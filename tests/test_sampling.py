@@ -1,0 +1,128 @@
+"""What the model writes: seeded, drawn from its own probabilities, cached once."""
+
+import pytest
+import torch
+
+from helpers import WorkbookError, load_model, own_stories, sample
+from helpers.sampling import Draw, fingerprint
+
+
+def test_the_same_seed_writes_the_same_text_and_another_seed_another(model):
+    first = sample(model, count=2, tokens=40, seed=3)
+    assert sample(model, count=2, tokens=40, seed=3) == first
+    assert sample(model, count=2, tokens=40, seed=4) != first
+    assert first[0] != first[1]
+
+
+def test_samples_leave_the_global_random_state_alone(model):
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    sample(model, tokens=5)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_samples_begin_with_the_opening_and_hold_no_end_mark(model):
+    texts = sample(model, "Tom had a red", count=8, tokens=60, seed=1)
+    assert len(texts) == 8
+    assert all(text.startswith("Tom had a red") and "<|endoftext|>" not in text for text in texts)
+
+
+@pytest.fixture
+def lengths(tiny, monkeypatch) -> list[int]:
+    """How many tokens each generation came to, the first position and the opening included."""
+    found, generate = [], tiny.original_model.generate
+
+    def recording(*arguments, **options):
+        rows = generate(*arguments, **options)
+        found.append(rows.shape[1])
+        return rows
+
+    monkeypatch.setattr(tiny.original_model, "generate", recording)
+    return found
+
+
+def opening_length(tiny, opening: str) -> int:
+    return 1 + len(tiny.tokenizer(opening, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_no_more_tokens_are_written_than_asked(tiny, lengths, tokens):
+    for seed in range(5):
+        sample(tiny, "The cat", tokens=tokens, seed=seed)
+    assert max(lengths) == opening_length(tiny, "The cat") + tokens
+
+
+def test_a_low_temperature_takes_the_first_choice(model):
+    tokens = torch.tensor([[0, *model.tokenizer("Once upon a", add_special_tokens=False)["input_ids"]]])
+    top = model.tokenizer.decode([int(model(tokens)[0, -1].argmax())])
+    assert sample(model, "Once upon a", tokens=1, temperature=0.01, seed=9) == ["Once upon a" + top]
+
+
+def test_text_stops_at_the_end_of_the_context(tiny, lengths):
+    opening = "a " * 120
+    assert tiny.cfg.n_ctx - 10 < opening_length(tiny, opening) < tiny.cfg.n_ctx
+    for seed in range(5):
+        assert sample(tiny, opening, tokens=1000, seed=seed)[0].startswith(opening)
+    assert max(lengths) == tiny.cfg.n_ctx
+
+
+def test_bad_requests_are_refused_with_the_fix(tiny):
+    with pytest.raises(WorkbookError, match="give a shorter one"):
+        sample(tiny, "a b c d " * 100)
+    for temperature in (0, -1.0):
+        with pytest.raises(WorkbookError, match="has to be above 0"):
+            sample(tiny, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_draws_follow_the_softmax(temperature):
+    scores = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
+    expected = (scores.double() / temperature).softmax(0)
+    count = 40_000
+    drawn = Draw(temperature, 0)(torch.zeros(count, 1), scores.expand(count, -1))
+    assert (drawn == 0).sum(1).eq(1).all() and drawn.isneginf().sum(1).eq(4).all()
+    share = (drawn == 0).double().mean(0)
+    assert ((share - expected).abs() < 4 * (expected * (1 - expected) / count).sqrt() + 1e-9).all()
+
+
+def test_successive_draws_differ_and_are_seeded():
+    scores = torch.zeros(100, 10)
+    draw, again = Draw(1.0, 7), Draw(1.0, 7)
+    first, second = draw(None, scores), draw(None, scores)
+    assert not torch.equal(first, second)
+    assert torch.equal(again(None, scores), first)
+
+
+def test_own_stories_are_made_once_and_then_read(tiny, tmp_path, monkeypatch):
+    made = own_stories(tiny, tokens=2000, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert len(made) > 10 and all(story.text.strip() and story.words == () for story in made)
+    assert len({story.id for story in made}) == len(made)
+    monkeypatch.setattr("helpers.sampling.sample", lambda *_, **__: pytest.fail("sampled again"))
+    before = path.stat().st_mtime_ns
+    assert own_stories(tiny, tokens=2000, cache=tmp_path) == made
+    assert path.stat().st_mtime_ns == before
+
+
+def test_the_cache_stands_where_the_environment_says(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYSTORIES_CACHE", str(tmp_path / "elsewhere"))
+    own_stories(tiny, tokens=500)
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1
+
+
+def test_each_model_seed_and_size_has_a_cache_of_its_own(tiny, tmp_path):
+    for seed, tokens in ((0, 500), (1, 500), (0, 600)):
+        own_stories(tiny, tokens=tokens, seed=seed, cache=tmp_path)
+    texts = {path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(texts) >= 2
+
+
+def test_the_fingerprint_changes_with_the_weights_and_only_with_them(tiny, tiny_folder, model, twin):
+    assert fingerprint(load_model(tiny_folder)) == fingerprint(tiny)
+    assert len({fingerprint(found) for found in (tiny, model, twin)}) == 3
+    changed = load_model(tiny_folder)
+    with torch.no_grad():
+        changed.original_model.transformer.ln_f.bias[0] += 1e-3
+    assert fingerprint(changed) != fingerprint(tiny)
