@@ -37,7 +37,7 @@ def single_effects(
 
     Equal to one forward pass a neuron to 1e-4 in a neuron's mean (tested).
     """
-    flat = batch.flat
+    flat, chunk = batch.flat, max(16, min(chunk, 2**22 // model.cfg.d_vocab))
     table = _Writes(model)
     residual, activations = flat(batch.streams.resid_post), flat(batch.streams.mlp_post)
     parts = zip(*(x.split(chunk) for x in (residual, activations, batch.target)), strict=True)
@@ -52,7 +52,6 @@ class _Writes:
         self.w = w - w.mean(-1, keepdim=True)
         self.size = (self.w**2).mean(-1)
         self.logits = self.w @ model.W_U
-        self.squares = self.logits**2
         self.largest = self.logits.abs().amax(-1)
 
 
@@ -75,7 +74,8 @@ def _chunk_effects(
     weighted = p * logits
     mean_l, mean_b = weighted.sum(-1, keepdim=True), p @ table.logits.T
     var_l = (weighted * logits).sum(-1, keepdim=True) - mean_l**2
-    var_b = p @ table.squares.T - mean_b**2
+    squared = torch.cat([p @ part.square().T for part in table.logits.split(512)], 1)
+    var_b = squared - mean_b**2
     cov = weighted @ table.logits.T - mean_l * mean_b
     mean = shrink * mean_l + push * mean_b
     variance = shrink**2 * var_l + 2 * shrink * push * cov + push**2 * var_b
@@ -83,7 +83,7 @@ def _chunk_effects(
     effect = mean + variance / 2 - on_target
     large = (variance > small_variance) | (push.abs() * table.largest > SMALL_CHANGE)
     rows, neurons = large.nonzero(as_tuple=True)
-    for row, neuron in zip(rows.split(1024), neurons.split(1024), strict=True):
+    for row, neuron in zip(rows.split(len(p)), neurons.split(len(p)), strict=True):
         change = table.logits[neuron] * push[row, neuron, None]
         change.addcmul_(logits[row], shrink[row, neuron, None]).add_(log_p[row])
         effect[row, neuron] = change.logsumexp(-1) - on_target[row, neuron]

@@ -128,9 +128,8 @@ class NeuronStats:
 
     def _add_examples(self, batch: Batch, a: Float[Tensor, "n neuron"]) -> None:
         contexts = example_contexts(batch)
-        hit, neuron = (
-            (a > self.top[-1]) & (a > a.topk(min(STRONGEST, len(a)), dim=0).values[-1:] - 1e-9)
-        ).nonzero(as_tuple=True)
+        least = a.topk(min(STRONGEST, len(a)), dim=0).values[-1]
+        hit, neuron = ((a > self.top[-1]) & (a >= least)).nonzero(as_tuple=True)
         for values, chosen, columns in _rank_columns(a[hit, neuron], hit, neuron, a.shape[1]):
             self._keep_top(values, contexts[chosen], columns)
         keys = torch.cat([_priorities(story.story.text, len(story.tokens) - 1) for story in batch.encoded])
@@ -226,7 +225,7 @@ def collect(
 ) -> NeuronStats:
     """One streaming pass over stories."""
     stats = NeuronStats(model.cfg.d_mlp, themes)
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in walk(model, stories, positions):
             stats.add(batch)
     return stats

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from helpers.files import write_text
 from helpers.frontpage import blocks, refresh
+from helpers.loading import EMBEDDED_MODEL
 
 ROOT = Path(__file__).parents[1]
 PANE = "<p class='pane'>Here JupyterLab shows a pane to play with: run <code>make lab</code>. The cell after it shows what it draws.</p>"
@@ -107,8 +108,10 @@ def build(notebooks: Path, out: Path, store: bool = False) -> list[Path]:
             write_text(path, nbformat.writes(notebook) + "\n")
         executed.append(notebook)
     if store:
-        readme = notebooks.parent / "README.md"
-        write_text(readme, refresh(readme.read_text(encoding="utf-8"), blocks(notebooks.parent)))
+        fresh = blocks(notebooks.parent)
+        card = {"losses": fresh["losses"]}
+        for readme, part in ((notebooks.parent / "README.md", fresh), (EMBEDDED_MODEL / "README.md", card)):
+            write_text(readme, refresh(readme.read_text(encoding="utf-8"), part))
     titles = [title_of(notebook, path) for notebook, path in zip(executed, sources, strict=True)]
     links = [
         ("Overview", "index.html"),

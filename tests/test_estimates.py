@@ -68,6 +68,12 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= covered / 200 <= 0.99
 
 
+def test_the_interval_of_many_stories_is_the_normal_one():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    found = bootstrap(values, torch.ones_like(values), draws=4000)
+    assert (found.high - found.low) / (values.std().item() / 1000**0.5) == pytest.approx(2 * 1.96, rel=0.06)
+
+
 def test_positions_of_one_story_do_not_count_as_independent():
     """Twenty stories of 100 equal positions each: the interval is as wide as that of twenty values."""
     means = torch.randn(20, generator=torch.Generator().manual_seed(1))

@@ -72,6 +72,19 @@ def test_the_bigram_by_hand(toy):
     assert (-last_losses(toy, [END, C])[1]).exp().tolist() == pytest.approx(after_c, abs=1e-6)
 
 
+def test_the_trigram_by_hand(toy):
+    """After END A come B and C once each; of all trigrams 6 are seen once and 1 twice, so D = 6 / (6 + 2) = 3/4.
+
+    The bigram under it counts distinct trigrams: A B 2 (after END, B), A C 1; of all pairs 3 have one and 2 have
+    two, so D' = 3 / (3 + 2 * 2) = 3/7.
+    """
+    often = [max(count - 0.2, 0) / 5 + 0.2 * 3 / 5 / 4 for count in (0, 2, 2, 1)]
+    after_a = [max(n - 3 / 7, 0) / 3 + 3 / 7 * 2 / 3 * low for n, low in zip((0, 0, 2, 1), often, strict=True)]
+    expected = [max(n - 0.75, 0) / 2 + 0.75 * low for n, low in zip((0, 0, 1, 1), after_a, strict=True)]
+    assert sum(expected) == pytest.approx(1)
+    assert (-last_losses(toy, [END, A])[2]).exp().tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_no_ngram_reaches_over_the_start_of_a_story(toy):
     """In the flat stream B END comes before A C; the first token of a story is predicted from END END alone."""
     joined = ngrams_of(TOY[::-1], 4)
