@@ -68,8 +68,9 @@ def circuitsvis(element: str, digits: int = 3, **properties) -> Widget:
 
 
 def coloured_tokens(tokens: list[str], values: Float[Tensor, " pos"]) -> Widget:
-    """Tokens coloured by one value each; the value shows under the pointer."""
-    return circuitsvis("ColoredTokens", tokens=tokens, values=values)
+    """Tokens coloured by one value each, negative and positive on one scale; the value shows under the pointer."""
+    limit = float(values.abs().max())
+    return circuitsvis("ColoredTokens", tokens=tokens, values=values, minValue=-limit, maxValue=limit)
 
 
 def coloured_tokens_multi(tokens: list[str], values: Float[Tensor, "pos label"], labels: list[str]) -> Widget:

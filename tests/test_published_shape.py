@@ -35,7 +35,7 @@ def padded_tokenizer() -> dict:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def folder(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("published")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -43,11 +43,26 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
     write_json(folder / "tokenizer.json", padded_tokenizer())
     settings = (EMBEDDED_MODEL / "tokenizer_config.json").read_text(encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
-    command = [sys.executable, str(Path(__file__).with_name("run_tour.py")), str(folder)]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
+    yield folder
     shutil.rmtree(folder)  # a quarter of a gigabyte
+
+
+def run(script: str, folder: Path) -> dict:
+    """What a script beside this file prints of the model in a folder; a process of its own has its own peak of memory."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(folder)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict:
+    return run("run_tour.py", folder)
+
+
+@pytest.fixture(scope="module")
+def neurons(folder: Path) -> dict:
+    return run("run_neurons.py", folder)
 
 
 def test_the_model_has_the_published_shape(results):
@@ -83,3 +98,14 @@ def test_it_writes_five_tokens_and_has_a_fingerprint(results):
 def test_it_all_fits_into_4_gib(results):
     print(f"peak memory {results['peak bytes'] / 2**30:.2f} GiB")
     assert results["peak bytes"] < 4 * 2**30
+
+
+def test_the_neuron_helpers_run_and_ablate_exactly(neurons):
+    assert neurons["finite"] and neurons["ledger"][0] == 4096 and neurons["rules"] == 256
+    assert neurons["error"] < 1e-4
+    assert 0 <= neurons["beaten"] <= 1
+
+
+def test_the_neuron_helpers_fit_into_4_gib(neurons):
+    print(f"peak memory {neurons['peak bytes'] / 2**30:.2f} GiB")
+    assert neurons["peak bytes"] < 4 * 2**30

@@ -1,0 +1,49 @@
+"""Run the neuron helpers on the model in a folder; prints what came out, for test_published_shape."""
+
+import json
+import resource
+import sys
+
+import torch
+
+from helpers import load_model, load_stories, neuron_ablation, neuron_families, rules
+from helpers.contexts import gather, token_classes
+from helpers.corpus import walk
+from helpers.ledger import build_ledger, decoder
+from helpers.neuron_stats import collect
+from helpers.tour import UNIVERSAL
+from helpers.writes import write_shape
+
+
+def main(folder: str) -> dict:
+    model = load_model(folder)
+    stories = load_stories(split="explore")[:3]
+    stats = collect(model, stories, ["searching"])
+    means = stats.moments()["mean"].float()
+    batch = next(walk(model, stories[:1]))
+    honest = neuron_ablation.one_at_a_time(model, batch, means, [0, 4095]).mean(0)
+    effects = neuron_ablation.single_effects(model, batch, means)
+    quick = effects[:, [0, 4095]].mean(0)
+    context, activations, residual = gather(model, stories)
+    shape = write_shape(model, token_classes(context, model.cfg.d_vocab))
+    found = rules.propose(context, activations[:, :256].clone(), terms=2)
+    family = neuron_families.find_family(model, context, activations, "searching")
+    sizes = stats.moments()["mean size"].float()
+    some = neuron_families.Family("searching", family.read, family.write, torch.tensor([1, 2]), family.supports)
+    test = neuron_families.causal_test(model, some, context, activations, residual, means, sizes, sets=4)
+    ledger = build_ledger(
+        stats, shape, effects.mean(0), torch.zeros(4096, 16), UNIVERSAL, decoder(model.tokenizer)
+    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "error": (quick - honest).abs().max().item(),
+        "ledger": list(ledger.shape),
+        "finite": bool(effects.isfinite().all() and ledger.select_dtypes("number").notna().all().all()),
+        "rules": len(found),
+        "beaten": test.beaten,
+        "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1])))
