@@ -54,7 +54,7 @@ def residual_losses(
     model: TransformerBridge,
     residual: Float[Tensor, "n d_model"],
     target: Int[Tensor, " n"],
-    chunk_bytes: int = 2**27,
+    chunk_bytes: int = 2**24,
 ) -> Float[Tensor, " n"]:
     """Next-token loss in nats of final residual streams, the logits made a chunk at a time."""
     chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))

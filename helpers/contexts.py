@@ -14,10 +14,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.corpus import opening_end, walk
 from helpers.files import WorkbookError
-from helpers.stories import EncodedStory, Story
+from helpers.stories import CLASSES, EncodedStory, Story
 
-CLASSES = ["NOUN", "PROPN", "PRON", "VERB", "AUX", "ADJ", "ADV", "DET", "ADP", "CCONJ", "SCONJ", "PART"]
-CLASSES += ["NUM", "INTJ", "PUNCT", "SPACE", "X", "SYM"]
 ENDS = (".", "!", "?")
 LATEST = ("latest verb", "latest noun", "latest name or pronoun", "first word of the sentence", "two tokens back")
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from helpers.contexts import CLASSES
 from helpers.files import write_text
 from helpers.neuron_stats import NeuronStats
+from helpers.stories import CLASSES
 from helpers.writes import roles
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.circuits import residual_losses
-from helpers.contexts import CLASSES, Contexts, family_tokens, token_classes, vocabulary_of_families
+from helpers.contexts import Contexts, family_tokens, token_classes, vocabulary_of_families
+from helpers.stories import CLASSES
 from helpers.writes import group_effect, logit_writes
 
 READ, WRITE = 0.5, 0.5  # effect sizes (standard deviations) that membership asks of both sides

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.contexts import CLASSES, LATEST, Contexts, state_names
+from helpers.contexts import LATEST, Contexts, state_names
+from helpers.stories import CLASSES
 from helpers.writes import logit_writes
 
 MOST_GROUPS = 12  # words a term may list

@@ -101,7 +101,10 @@ def own_stories(
             while bar.n < tokens:
                 drawn = [text.strip() for text in sample(model, count=256, seed=seed * 100_003 + len(texts))]
                 texts += [text for text in drawn if text]
-                bar.update(sum(len(ids) for ids in model.tokenizer(drawn)["input_ids"]) or tokens)
+                bar.update(
+                    sum(len(ids) for ids in model.tokenizer(drawn, add_special_tokens=False)["input_ids"])
+                    or tokens
+                )
         write_json_lines(path, ({"text": text, "id": f"own-{i:05}"} for i, text in enumerate(texts)))
     return load_stories(path)
 

@@ -18,6 +18,8 @@ from helpers.texts import stream_records
 
 STORIES = Path(__file__).parent / "stories" / "stories.jsonl"
 Split = Literal["explore", "confirm"]
+CLASSES = ["NOUN", "PROPN", "PRON", "VERB", "AUX", "ADJ", "ADV", "DET", "ADP", "CCONJ", "SCONJ", "PART"]
+CLASSES += ["NUM", "INTJ", "PUNCT", "SPACE", "X", "SYM"]  # universal parts of speech
 SPACE = "SPACE"  # the class of tokens that hold no word: line breaks
 
 

@@ -22,27 +22,10 @@ from helpers.circuits import (
 from helpers.corpus import Batch, run_streams, walk
 from helpers.files import WorkbookError
 from helpers.ngrams import ORDERS
+from helpers.stories import CLASSES as UNIVERSAL
 from helpers.stories import Story
 
 Columns = dict[str, Float[Tensor, " n"]]
-UNIVERSAL = [
-    "NOUN",
-    "PROPN",
-    "PRON",
-    "VERB",
-    "AUX",
-    "ADJ",
-    "ADV",
-    "DET",
-    "ADP",
-    "CCONJ",
-    "SCONJ",
-    "PART",
-    "NUM",
-    "INTJ",
-    "PUNCT",
-    "SPACE",
-]
 POSITION_EDGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 DISTANCE_EDGES = [0, 1, 2, 3, 5, 9, 17, 33]  # tokens back; the last bin is open
 

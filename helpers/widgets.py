@@ -53,9 +53,8 @@ def _rounded(value: object, digits: int) -> object:
 
 def circuitsvis(element: str, digits: int = 3, **properties) -> Widget:
     """A CircuitsVis element; tensors become nested lists rounded to `digits`. Its id is a hash of its content."""
-    data = json.dumps(
-        {key: _rounded(value, digits) for key, value in properties.items()}, ensure_ascii=True
-    ).replace("</", "<\\/")
+    rounded = {key: _rounded(value, digits) for key, value in properties.items()}
+    data = json.dumps(rounded, ensure_ascii=True).replace("<", "\\u003c")  # no token can end or open a script
     name = "cv-" + hashlib.sha256((element + data).encode()).hexdigest()[:12]
     wait = "An interactive twin of the figure above draws here once the notebook is trusted (make lab trusts it)."
     source = (

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.contexts import CLASSES
+from helpers.stories import CLASSES
 
 KURTOSIS = 10.0  # above it a write singles out a few tokens (Gurnee et al., 2024, "Universal Neurons in GPT2")
 ROLES = ("prediction", "suppression", "partition", "none")

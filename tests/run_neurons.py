@@ -32,7 +32,7 @@ def main(folder: str) -> dict:
     some = neuron_families.Family("searching", family.read, family.write, torch.tensor([1, 2]), family.supports)
     test = neuron_families.causal_test(model, some, context, activations, residual, means, sizes, sets=4)
     ledger = build_ledger(
-        stats, shape, effects.mean(0), torch.zeros(4096, 16), UNIVERSAL, decoder(model.tokenizer)
+        stats, shape, effects.mean(0), torch.zeros(4096, len(UNIVERSAL)), UNIVERSAL, decoder(model.tokenizer)
     )
     unit = 1 if sys.platform == "darwin" else 1024
     return {

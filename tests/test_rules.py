@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from helpers.contexts import CLASSES, gather
+from helpers.contexts import gather
 from helpers.ledger import decoder
 from helpers.rules import expected_words, explained, propose, rule_variables, short_text
+from helpers.stories import CLASSES
 
 
 @pytest.fixture(scope="module")
