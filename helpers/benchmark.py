@@ -10,9 +10,10 @@ from collections.abc import Callable
 import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from helpers.corpus import walk
-from helpers.loading import load_model
+from helpers.loading import bridge, load_model
 from helpers.neuron_ablation import one_at_a_time, single_effects
 from helpers.neuron_stats import collect
 from helpers.stories import Story, load_stories
@@ -90,13 +91,22 @@ def measure(model: TransformerBridge, stories: list[Story], sample: int = 16) ->
     return rows | {"one forward pass a neuron": loop, "exact ablation of all": exact, "loop / exact": loop / exact}
 
 
+def full_size() -> TransformerBridge:
+    """A random model of exactly TinyStories-1Layer-21M's shape; the embedded tokenizer uses the first of its tokens."""
+    shape = {"hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096, "vocab_size": 50_257}
+    ends = {"max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0}
+    config = GPTNeoConfig(num_layers=1, attention_types=[[["global"], 1]], **shape, **ends)
+    return bridge(GPTNeoForCausalLM(config), load_model("embedded").tokenizer, "full size, random weights")
+
+
 def main() -> None:
     """Command line: a table for a model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None, help="as for load_model; by default the embedded model")
     parser.add_argument("--stories", type=int, default=96, help="how many explore stories")
+    parser.add_argument("--full-size", action="store_true", help="a random model of the published shape instead")
     options = parser.parse_args()
-    model = load_model(options.model)
+    model = full_size() if options.full_size else load_model(options.model)
     for name, value in measure(model, load_stories(split="explore")[: options.stories]).items():
         print(f"{name:36} {value:10.2f}")
 

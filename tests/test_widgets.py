@@ -36,7 +36,7 @@ def test_widgets_are_stable_and_named_by_their_content():
 
 def test_values_are_rounded_and_tokens_kept():
     found = properties(widgets.coloured_tokens([" ä", "</b>"], torch.tensor([0.12345, 2.0])))
-    assert found == {"tokens": [" ä", "</b>"], "values": [0.123, 2.0]}
+    assert found == {"tokens": [" ä", "</b>"], "values": [0.123, 2.0], "minValue": -2.0, "maxValue": 2.0}
     several = properties(widgets.coloured_tokens_multi(["a", "b"], torch.eye(2), ["x", "y"]))
     assert several == {"tokens": ["a", "b"], "values": [[1.0, 0.0], [0.0, 1.0]], "labels": ["x", "y"]}
     heads = properties(widgets.attention_heads(["a", "b"], torch.ones(3, 2, 2)))
