@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -32,7 +32,8 @@ class Contexts:
 
     token, previous: the token here and the one before it. tag, previous_tag: their universal classes (numbers in
     CLASSES, -1 for none). penn: names of the Penn class here. target: the next token. target_tag: its class.
-    states: true-or-false states, in the order of `state_names`. story: number of the story. latest: codes
+    states: true-or-false states, in the order of `state_names`. story: number of the story. theme: the family (by number) that the story's
+    theme is named after, or -1. latest: codes
     (`word_code`) of the dictionary forms in LATEST: the latest verb, noun and name or pronoun before this token's
     word, and the first word of the sentence. sentence: number of the
     sentence, counted over all stories. word_family, target_family: the word family of the word here and of the next
@@ -51,6 +52,7 @@ class Contexts:
     word_family: Int[Tensor, " n"]
     states: Bool[Tensor, "n state"]
     story: Int[Tensor, " n"]
+    theme: Float[Tensor, " n"]
     latest: Int[Tensor, "n kind"]
     sentence: Int[Tensor, " n"]
 
@@ -96,6 +98,8 @@ def _of_story(encoded: EncodedStory, number: int) -> tuple:
     families = list(vocabulary_of_families()["families"].values())
     member = {lemma: i for i, lemmas in enumerate(families) for lemma in lemmas}
     words, owner = encoded.story.words, encoded.word.tolist()
+    names = list(vocabulary_of_families()["families"])
+    theme = float(names.index(encoded.story.theme)) if encoded.story.theme in names else -1.0
     family = [member.get(words[w].lemma, -1) if w >= 0 else -1 for w in owner]
     number_of = {name: i for i, name in enumerate(CLASSES)}
     tag = [number_of.get(name, -1) for name in encoded.universal]
@@ -135,7 +139,8 @@ def _of_story(encoded: EncodedStory, number: int) -> tuple:
         tokens[:-1], torch.cat([tokens[:1], tokens[:-2]]), torch.tensor(tag[:-1]), torch.tensor([-1, *tag[:-2]]), encoded.penn[:-1],
         tokens[1:], torch.tensor(tag[1:]), torch.tensor(family[1:]),
         torch.tensor([w >= 0 and owner.count(w) == 1 for w in owner[1:]]), torch.tensor(family[:-1]), torch.tensor(states),
-        torch.full((len(tokens) - 1,), number), torch.tensor(latest), torch.tensor(sentences),
+        torch.full((len(tokens) - 1,), number),
+        torch.full((len(tokens) - 1,), theme), torch.tensor(latest), torch.tensor(sentences),
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Finding:
         interval = f" (95 % interval {low_high})" if low_high else ""
         return (
             f"**Finding, {self.verdict}:** {self.sentence} Measured on {self.split}: **{self.number(self.value)}**"
-            f"{interval}; asked beforehand: {self.comparison} {self.number(self.threshold)}; "
+            f"{interval}; threshold: {self.comparison} {self.number(self.threshold)}; "
             f"control ({self.control_name}): {self.number(self.control)}."
         )
 
@@ -100,7 +100,7 @@ class Findings:
         return write_json(path, {"notebook": self.notebook, "findings": [row.record() for row in self.rows]})
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("claim", "measured", "asked", "control", "verdict"))
+        head = "".join(f"<th>{name}</th>" for name in ("claim", "measured", "threshold", "control", "verdict"))
         body = "".join(
             "<tr>"
             + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in self._cells(row))

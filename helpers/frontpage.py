@@ -7,7 +7,7 @@ from pathlib import Path
 
 def findings_table(folder: Path) -> str:
     """All notebooks' findings as a Markdown table, in the notebooks' order."""
-    lines = ["| notebook | finding | measured | asked | control | verdict |", "|---|---|---|---|---|---|"]
+    lines = ["| notebook | finding | measured | threshold | control | verdict |", "|---|---|---|---|---|---|"]
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
         for row in data["findings"]:

@@ -12,7 +12,8 @@ from helpers.contexts import Contexts
 from helpers.files import write_text
 from helpers.neuron_stats import NeuronStats
 from helpers.stories import CLASSES
-from helpers.writes import roles
+from helpers.widgets import Widget
+from helpers.writes import roles, supported_classes
 
 
 def build_ledger(
@@ -33,8 +34,9 @@ def build_ledger(
     columns |= {f"explained by {name}": share.float().numpy() for name, share in stats.explained().items()}
     columns |= {f"write {name}": shape[name].numpy() for name in ("kurtosis", "skew", "deviation")}
     columns |= {"io cosine": shape["io cosine"].numpy(), "role": roles(shape)}
-    best = shape["support"].max(1)
-    columns |= {"supports": [CLASSES[c] for c in best.indices], "support effect": best.values.numpy()}
+    best = supported_classes(shape)
+    effects = shape["support"].gather(1, best[:, None])[:, 0]
+    columns |= {"supports": [CLASSES[c] for c in best], "support effect": effects.numpy()}
     columns |= {f"effect on {name}": class_effect[:, i].numpy() for i, name in enumerate(class_names)}
     columns |= {side: [_words(ids, decode) for ids in shape[side]] for side in ("promoted", "suppressed")}
     columns["strongest on"] = [_words(ids, decode) for ids in strongest_tokens(stats)]
@@ -71,12 +73,12 @@ def strongest_tokens(stats: NeuronStats, top: int = 8, least: int = 5) -> Int[Te
 
 
 def decoder(tokenizer) -> Callable[[int], str]:
-    """A function that turns a token id into text fit for a table: no blanks around, line breaks and bars replaced."""
-    return lambda token: tokenizer.decode([token]).strip().replace("\n", "⏎").replace("|", "¦") or "⏎"
+    """A function that turns a token id into text fit for a table: ␣ for a blank, ⏎ for a line break, ¦ for a bar."""
+    return lambda token: tokenizer.decode([token]).replace(" ", "␣").replace("\n", "⏎").replace("|", "¦")
 
 
 def _words(ids: Int[Tensor, " k"], decode: Callable[[int], str]) -> str:
-    return " ".join(decode(i).replace(" ", "") for i in ids.tolist())
+    return " ".join(decode(i) for i in ids.tolist())
 
 
 def save_ledger(ledger: pd.DataFrame, path: str | Path, digits: int = 4) -> Path:
@@ -84,12 +86,24 @@ def save_ledger(ledger: pd.DataFrame, path: str | Path, digits: int = 4) -> Path
     return write_text(path, ledger.round(digits).to_csv(float_format=f"%.{digits}g", lineterminator="\n"))
 
 
+def show(table: pd.DataFrame, digits: int = 3) -> Widget:
+    """A table for a notebook: HTML to read, and plain text that a rerun can be compared with."""
+    rounded = table.round(digits)
+    return Widget(
+        rounded.to_html(border=0, float_format=f"%.{digits}f"), rounded.to_string(float_format=f"%.{digits}f")
+    )
+
+
 def search(
     ledger: pd.DataFrame, reads: str = "", writes: str = "", sort: str = "effect", rows: int = 12
 ) -> pd.DataFrame:
-    """Neurons that fire on a word and promote a word (either may be empty), sorted by any column."""
+    """Neurons that fire on a word and promote a word (either may be empty), sorted by any column.
+
+    A word counts with or without the blank before it, in whatever case.
+    """
     found = ledger
     for column, word in (("strongest on", reads.strip()), ("promoted", writes.strip())):
         if word:
-            found = found[[word in words.split(" ") for words in found[column]]]
+            plain = [words.lower().replace("␣", "").split(" ") for words in found[column]]
+            found = found[[word.lower() in words for words in plain]]
     return found.sort_values(sort, ascending=False).head(rows)

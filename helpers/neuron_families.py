@@ -9,7 +9,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.circuits import residual_losses
-from helpers.contexts import Contexts, family_tokens, token_classes, vocabulary_of_families
+from helpers.contexts import Contexts, family_tokens, state_names, token_classes, vocabulary_of_families
+from helpers.estimates import Estimate
 from helpers.stories import CLASSES
 from helpers.writes import group_effect, logit_writes
 
@@ -78,16 +79,23 @@ def matched_sets(
     count: int,
     seed: int = 0,
     pool: int = 20,
+    usable: Bool[Tensor, " neuron"] | None = None,
 ) -> list[Int[Tensor, " k"]]:
     """Random sets of as many neurons: each member is replaced by one of its `pool` nearest in the features
-    (say, norm of the write and mean size of the activation, on a log scale), no member and none twice."""
+    (say, norm of the write and mean size of the activation, on a log scale), no member and none twice.
+
+    `usable` limits the choice to some neurons.
+    """
     if not len(members):
         return [members] * count
     generator = torch.Generator().manual_seed(seed)
     scaled = (features - features.mean(0)) / features.std(0).clamp(min=1e-9)
     distance = torch.cdist(scaled[members], scaled)
     distance[:, members] = torch.inf
-    nearest = distance.topk(min(pool + len(members), len(features) - len(members)), largest=False).indices
+    if usable is not None:
+        distance[:, ~usable] = torch.inf
+    free = int(distance[0].isfinite().sum())
+    nearest = distance.topk(min(pool + len(members), free), largest=False).indices
     sets = []
     for _ in range(count):
         chosen: list[int] = []
@@ -122,13 +130,14 @@ def sentence_activation(
     activations: Float[Tensor, "n neuron"],
     means: Float[Tensor, " neuron"],
     deviations: Float[Tensor, " neuron"],
-    family: int,
+    family: str,
 ) -> Float[Tensor, " sentences"]:
-    """Mean standardised activation of some neurons over each sentence, the word family's own words left out."""
+    """Mean standardised activation of some neurons over each sentence's tokens before its first word of the family."""
     if not len(members):
         return torch.zeros(int(context.sentence.max()) + 1)
     standard = ((activations[:, members] - means[members]) / deviations[members].float()).mean(1)
-    return sentence_scores(standard, context.sentence, context.word_family != family)
+    seen = context.states[:, state_names().index(f"after {family} words in this sentence")]
+    return sentence_scores(standard, context.sentence, ~seen)
 
 
 def sentence_labels(context: Contexts, family: int) -> Bool[Tensor, " sentences"]:
@@ -199,24 +208,32 @@ def causal_test(
     explore_size: Float[Tensor, " neuron"],
     sets: int = 200,
     positions: int = 600,
+    elsewhere: bool = False,
 ) -> CausalTest:
     """Ablate the family and matched sets at up to `positions` confirm positions whose next token it should support.
 
-    For a syntax family these are the positions that it reads as well. A family without members costs nothing.
+    For a syntax family these are the positions that it reads as well. The sets' neurons are matched in the norm of
+    the write, the mean activity and the effect size of the write on the family's tokens, but do not read as the
+    family does (they fail READ). With `elsewhere` the positions are those whose next token it should not support. A family
+    without members costs nothing.
     """
     if not len(family.members):
         return CausalTest(0.0, torch.zeros(sets), 0.0, [], [], 0)
     here = family.supports[context.target]
     if family.name in vocabulary_of_families()["syntax"]:
         here &= reading_positions(context, family.name)
+    if elsewhere:
+        here = ~family.supports[context.target]
     rows = here.nonzero()[:, 0]
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:positions]]
-    features = torch.stack([model.W_out[0].norm(dim=1), explore_size], 1).clamp(min=1e-9).log()
-    sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < len(family.members)} | {len(family.members)})
-    tried = [*(family.members[:k] for k in sizes), *matched_sets(family.members, features, sets)]
-    found = set_effects(model, residual[rows], activations[rows], explore_means, context.target[rows], tried).mean(
-        1
+    norm, size = model.W_out[0].norm(dim=1).log(), explore_size.clamp(min=1e-9).log()
+    others = matched_sets(
+        family.members, torch.stack([norm, size, family.write], 1), sets, usable=family.read < READ
     )
+    sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < len(family.members)} | {len(family.members)})
+    tried = [*(family.members[:k] for k in sizes), *others]
+    data = (residual[rows], activations[rows], explore_means, context.target[rows])
+    found = set_effects(model, *data, tried).mean(1)
     curve, others = found[: len(sizes)], found[len(sizes) :]
     beaten = (others < curve[-1]).float().mean().item()
     return CausalTest(curve[-1].item(), others, beaten, sizes, curve.tolist(), len(rows))
@@ -233,3 +250,20 @@ def word_rate(texts: list[str], words: set[str]) -> float:
     """How many of a thousand words (letters and apostrophes, lower case) are among `words`."""
     found = [word for text in texts for word in re.findall(r"[a-z']+", text.lower())]
     return 1000 * sum(word in words for word in found) / max(1, len(found))
+
+
+def rate_ratio(steered: list[str], plain: list[str], words: set[str], draws: int = 1000) -> Estimate:
+    """How many times as frequent `words` are in some texts as in others, with a bootstrap interval over the texts."""
+    generator = torch.Generator().manual_seed(0)
+    rates = []
+    for texts in (steered, plain):
+        found = [re.findall(r"[a-z']+", text.lower()) for text in texts]
+        counts = torch.tensor(
+            [[sum(word in words for word in row), len(row)] for row in found], dtype=torch.double
+        )
+        again = torch.randint(len(counts), (draws, len(counts)), generator=generator)
+        totals = counts[torch.cat([torch.arange(len(counts))[None], again])].sum(1)
+        rates.append((totals[:, 0] + 0.5) / totals[:, 1].clamp(min=1))
+    ratio = rates[0] / rates[1]
+    low, high = ratio[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    return Estimate(ratio[0].item(), low, high)

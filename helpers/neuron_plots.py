@@ -31,10 +31,8 @@ def accumulation(ranks: list[int], series: dict[str, list[float]], title: str) -
     figure, (axis,) = new_axes(8.5, 3.4)
     for (name, values), style in zip(series.items(), ("-o", "--s", ":^", "-.v"), strict=False):
         axis.plot(ranks, values, style, ms=3.5, lw=1.6, label=name)
-    axis.set(
-        title=title, xlabel="neurons, by rank of their single effect", ylabel="nats a token lost", xscale="log"
-    )
-    axis.set_yscale("symlog", linthresh=0.1)
+    axis.set(title=title, xlabel="neurons removed", ylabel="nats a token lost", xscale="log", yscale="log")
+    axis.set_ylim(1e-3, 2 * max(max(values) for values in series.values()))
     axis.legend(frameon=False, fontsize=8.5)
     return figure
 
@@ -51,10 +49,13 @@ def scatter(x: np.ndarray, y: np.ndarray, marked: np.ndarray, names: tuple[str, 
     return figure
 
 
-def dose(doses: list[float], rate: list[float], loss: list[float], title: str) -> Figure:
-    """A dose-response curve beside its cost in fluency."""
+def dose(doses: list[float], rate: list[float], control: list[float], loss: list[float], title: str) -> Figure:
+    """A dose-response curve with its control, beside the cost in fluency."""
     figure, (left, right) = new_axes(9, 3.0, columns=2)
-    left.plot(doses, rate, "-o", color=COLOURS["model"])
+    left.plot(doses, rate, "-o", color=COLOURS["model"], label="the family")
+    left.plot(doses, control, "--o", color=COLOURS["control"], label="matched neurons, same push")
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False, fontsize=8)
     left.set(xlabel="dose (standard deviations)", ylabel="family's words, per 1,000 words", title=title)
     right.plot(doses, loss, "-o", color=COLOURS["accent"])
     right.set(

@@ -122,7 +122,7 @@ def bars(
     if line:
         axis.axvline(line[0], color=COLOURS["accent"], lw=1.2, ls="--")
         label = {"color": COLOURS["accent"], "fontsize": 9, "transform": axis.get_xaxis_transform()}
-        axis.text(line[0], 1.0, line[1], ha="center", va="bottom", **label)
+        axis.text(line[0], 0.02, f" {line[1]}", ha="left", va="bottom", **label)
     axis.set_yticks(range(len(rows)), list(rows))
     axis.invert_yaxis()
     axis.set(title=title, xlabel=unit)

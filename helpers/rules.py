@@ -58,7 +58,7 @@ class Term:
 
 def _pair(code: int) -> str:
     before, here = divmod(code, len(CLASSES) + 1)
-    names = ["nothing", *CLASSES]
+    names = ["no word", *CLASSES]
     return f"{names[here]} after {names[before]}"
 
 
@@ -174,6 +174,26 @@ def explained(
     return 1 - (activations - predicted).pow(2).mean(0) / activations.var(0, unbiased=False).clamp(min=1e-12)
 
 
+def lookup_explained(
+    explore: Contexts,
+    activations: Float[Tensor, "n neuron"],
+    confirm: Contexts,
+    held_out: Float[Tensor, "m neuron"],
+    prior: float = 5.0,
+) -> Float[Tensor, " neuron"]:
+    """Share of each neuron's variance on confirm that a full table of means by current token explains.
+
+    No sentence, but the measure of one: means of explore, shrunk towards the overall mean by `prior` positions.
+    """
+    size = int(max(explore.token.max(), confirm.token.max())) + 1
+    sums = torch.zeros(size, activations.shape[1]).index_add_(0, explore.token, activations)
+    counts = torch.bincount(explore.token, minlength=size)[:, None]
+    table = (sums + prior * activations.mean(0)) / (counts + prior)
+    parts = zip(held_out.split(4096), confirm.token.split(4096), strict=True)
+    error = sum((part - table[tokens]).pow(2).sum(0) for part, tokens in parts)
+    return 1 - error / len(held_out) / held_out.var(0, unbiased=False).clamp(min=1e-12)
+
+
 def expected_words(
     rules: list[Rule], context: Contexts, vocabulary: int, least: int = 5, prior: float = 20.0
 ) -> Float[Tensor, "neuron vocabulary"]:
@@ -210,11 +230,11 @@ def choose_writes(
     seed: int,
     top: int = 10,
     rounds: int = 8,
-) -> tuple[float, Float[Tensor, " neuron"]]:
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
     """Tell each neuron's promoted tokens from another neuron's by what its rule expects to come next.
 
-    Returns the share of right choices over `rounds` random pairings, and the correlation over known tokens between
-    each neuron's write and what its rule expects.
+    Returns each neuron's share of right choices over `rounds` random pairings, and the correlation over known tokens
+    between its write and what its rule expects.
     """
     hoped = expected[:, known]
     writes = torch.cat([logit_writes(model, part)[:, known] for part in torch.arange(model.cfg.d_mlp).split(256)])
@@ -225,7 +245,7 @@ def choose_writes(
     for _ in range(rounds):
         other = torch.randperm(len(own), generator=generator)
         theirs = hoped.gather(1, promoted[other]).mean(1)
-        fair = other != torch.arange(len(own))
-        right.append((own > theirs)[fair].float().mean())
+        itself = other == torch.arange(len(own))
+        right.append(torch.where(itself, 0.5, (own > theirs).float()))
     score = [(x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp(min=1e-9) for x in (hoped, writes)]
-    return torch.stack(right).mean().item(), (score[0] * score[1]).mean(1)
+    return torch.stack(right).mean(0), (score[0] * score[1]).mean(1)

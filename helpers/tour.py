@@ -40,11 +40,23 @@ POSITIONS = bin_names(POSITION_EDGES, "")[:-1]
 DISTANCES = [*bin_names(DISTANCE_EDGES, f"{DISTANCE_EDGES[-1]} and more"), "first position"]
 
 
+GROUPINGS = {"class": UNIVERSAL, "position": POSITIONS, "part": ["rest", "opening"], "names": ["new", "seen"]}
+
+
 def groups(batch: Batch) -> dict[str, Int[Tensor, " n"]]:
-    """Each position's groups: class of the next token, its place in the story, opening sentence or rest."""
+    """Each position's groups: class of the next token, its place in the story, opening sentence or rest, and for
+    names whether the next token has been in the story before."""
     place = torch.bucketize(batch.pos + 1, torch.tensor(POSITION_EDGES), right=True) - 1
     place = torch.where(place < len(POSITIONS), place, -1)
-    return {"class": batch.next_tags("universal", UNIVERSAL), "position": place, "part": batch.in_opening()}
+    classes = batch.next_tags("universal", UNIVERSAL)
+    known = torch.cat([_seen_before(story.tokens) for story in batch.encoded])
+    names = torch.where(classes == UNIVERSAL.index("PROPN"), known, -1)
+    return {"class": classes, "position": place, "part": batch.in_opening(), "names": names}
+
+
+def _seen_before(tokens: Int[Tensor, " pos"]) -> Int[Tensor, " pos_minus_one"]:
+    """1 where a token after the first has stood earlier in the story, else 0."""
+    return (tokens[1:, None] == tokens).tril(0).any(1).long()
 
 
 def baseline_columns(batch: Batch) -> Columns:
@@ -67,6 +79,8 @@ def ablation_columns(model: TransformerBridge, batch: Batch, means: dict[str, Te
 def attribution_columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) -> Columns:
     """Direct logit attribution of each path to the next token ("next MLP") and to the current one ("current MLP").
 
+    "size MLP" is the absolute value of the first; "size bias" that of the unembedding's bias b_U.
+
     "current token without MLP" is the token path's vote for the current token at the final LayerNorm's scale with
     the MLP mean-ablated; "expected MLP" is what the MLP's mean write would give the current token: its vote at any other position.
     """
@@ -75,10 +89,12 @@ def attribution_columns(model: TransformerBridge, batch: Batch, means: dict[str,
     for name, write in paths(model, batch.streams).items():
         for aim, token in {"next": batch.target, "current": batch.token}.items():
             columns[f"{aim} {name}"] = target_logits(model, batch.flat(write), scale, token)
+        columns[f"size {name}"] = columns[f"next {name}"].abs()
     without = final_scale(model, batch.flat(batch.streams.resid_mid) + means["MLP"])
     columns["current token without MLP"] = target_logits(
         model, batch.flat(batch.streams.token_embedding), without, batch.token
     )
+    columns["size bias"] = model.b_U[batch.target].abs()
     columns["expected MLP"] = target_logits(model, means["MLP"].expand(len(scale), -1), scale, batch.token)
     return columns
 
@@ -101,9 +117,25 @@ def direct_columns(model: TransformerBridge, batch: Batch, means: dict[str, Tens
     shuffled = lookup[torch.randperm(len(lookup), generator=torch.Generator().manual_seed(0))]
     repeats = (torch.cat(top) == batch.token).float()
     columns = {"direct repeats": repeats, "repeat without MLP": repeat.exp()}
+    muted = means["token"] - embedding
+    columns["direct token muted"] = residual_losses(model, flat(streams.resid_post) + muted, batch.target)
+    columns["no MLP, direct token muted"] = residual_losses(model, without + muted, batch.target)
     for name, write in {"lookup MLP": lookup, "shuffled lookup MLP": shuffled}.items():
         columns[name] = residual_losses(model, flat(streams.resid_mid) + write, batch.target)
     return columns
+
+
+def route_columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) -> Columns:
+    """Loss with all heads mean-ablated in only one of the places that read them: the MLP, or the logits directly."""
+    flat, streams = batch.flat, batch.streams
+    heads = head_writes(model, flat(streams.z)).sum(-2)
+    change = sum(mean for name, mean in means.items() if name.startswith("head ")) - heads
+    mid, post = flat(streams.resid_mid), flat(streams.resid_post)
+    deaf = mid + mlp_write(model, mid + change)
+    return {
+        "heads muted for the MLP": residual_losses(model, deaf, batch.target),
+        "heads muted for the logits": residual_losses(model, post + change, batch.target),
+    }
 
 
 def blocking_columns(model: TransformerBridge, batch: Batch) -> Columns:
@@ -136,7 +168,8 @@ def columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) ->
     """All of the above for one batch."""
     return (
         baseline_columns(batch) | ablation_columns(model, batch, means) | attribution_columns(model, batch, means)
-        | direct_columns(model, batch, means) | blocking_columns(model, batch) | distance_columns(batch)
+        | direct_columns(model, batch, means) | route_columns(model, batch, means)
+        | blocking_columns(model, batch) | distance_columns(batch)
     )  # fmt: skip
 
 

@@ -26,12 +26,15 @@ def write_shape(
 
     kurtosis, skew, deviation: of the cosines between W_out and the tokens' unembeddings. promoted, suppressed:
     tokens [neuron top]. support: effect size [neuron class] of the write on a class's tokens against all others
-    (difference of means over the standard deviation over tokens). io cosine: between W_in and W_out.
+    (difference of means over the standard deviation over tokens); support t: the same as a t value, which does not
+    favour classes of few tokens. io cosine: between W_in and W_out.
     """
     unit = model.W_U / model.W_U.norm(dim=0, keepdim=True).clamp(min=1e-9)
     known = classes >= 0
     one_hot = torch.nn.functional.one_hot(classes[known], len(CLASSES)).float()
     one_hot[:, one_hot.sum(0) < LEAST_TOKENS] = 0  # too few tokens for an effect size
+    size = one_hot.sum(0)
+    weight = (size * (len(one_hot) - size) / len(one_hot)).sqrt()
     parts: dict[str, list[Tensor]] = {}
     for neurons in torch.arange(model.cfg.d_mlp).split(chunk):
         writes = logit_writes(model, neurons)
@@ -45,6 +48,7 @@ def write_shape(
         found["promoted"] = writes.topk(top).indices
         found["suppressed"] = writes.topk(top, largest=False).indices
         found["support"] = group_effect(writes[:, known], one_hot)
+        found["support t"] = found["support"] * weight
         read = model.W_in[0][:, neurons].T
         found["io cosine"] = torch.nn.functional.cosine_similarity(read, w, dim=-1)
         for name, value in found.items():
@@ -60,6 +64,11 @@ def group_effect(
     inside = values @ one_hot
     others = (total - inside) / (values.shape[1] - size).clamp(min=1)
     return (inside / size.clamp(min=1) - others) / values.std(-1, keepdim=True).clamp(min=1e-9) * (size > 0)
+
+
+def supported_classes(shape: dict[str, Tensor]) -> Int[Tensor, " neuron"]:
+    """The class (number in CLASSES) that each neuron's write supports most clearly, by its t value."""
+    return shape["support t"].argmax(1)
 
 
 def roles(shape: dict[str, Tensor]) -> list[str]:

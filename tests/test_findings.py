@@ -42,7 +42,7 @@ def test_a_finding_prints_its_verdict_its_numbers_and_what_was_asked():
     text = repr(finding(0.616, interval=(0.512, 0.7)))
     assert text == (
         "**Finding, holds:** The claim. Measured on confirm: **0.62 nats** (95 % interval 0.51 to 0.70); "
-        "asked beforehand: at least 0.50 nats; control (twin): 0.10 nats."
+        "threshold: at least 0.50 nats; control (twin): 0.10 nats."
     )
     assert "does not hold" in finding(0.1)._repr_markdown_()
 
