@@ -4,10 +4,12 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from helpers.files import WorkbookError
 from helpers.plots import COLOURS, STYLE, new_axes
+from helpers.widgets import Widget, coloured_tokens
 
 
 def populations(
@@ -37,9 +39,17 @@ def accumulation(ranks: list[int], series: dict[str, list[float]], title: str) -
     return figure
 
 
-def scatter(x: np.ndarray, y: np.ndarray, marked: np.ndarray, names: tuple[str, str, str], title: str) -> Figure:
-    """All neurons as points, some of them marked; names: of the x axis, the y axis, the marked."""
+def scatter(
+    x: np.ndarray,
+    y: np.ndarray,
+    marked: np.ndarray,
+    twin: tuple[np.ndarray, np.ndarray],
+    names: tuple[str, str, str],
+    title: str,
+) -> Figure:
+    """All neurons as points, some of them marked, over the twin's; names: of the x axis, the y axis, the marked."""
     figure, (axis,) = new_axes(7.5, 4.2)
+    axis.scatter(*twin, s=6, color=COLOURS["control"], lw=0, alpha=0.5, label="twin")
     axis.scatter(x, y, s=7, color=COLOURS["baseline"], lw=0, label="all neurons")
     axis.scatter(x[marked], y[marked], s=20, color=COLOURS["accent"], lw=0, label=names[2])
     axis.axhline(0, color="#999999", lw=0.6)
@@ -144,6 +154,14 @@ class CardMaker:
         title = f"Neuron {neuron}: costs {row['effect']:.4f} nats a token when removed"
         words = (row["promoted"].split(" "), row["suppressed"].split(" "))
         return card(title, subtitle, histogram, strongest, self._examples(neuron), *words, effects)
+
+    def widget(self, neuron: int) -> Widget:
+        """The card's examples as CircuitsVis tokens, the neuron's own coloured by its activation there."""
+        tokens, values = [], []
+        for value, pieces, place in self._examples(neuron):
+            tokens += [*pieces, "\n"]
+            values += [value if i == place else 0.0 for i in range(len(pieces))] + [0.0]
+        return coloured_tokens(tokens, torch.tensor(values))
 
     def _word(self, token: int) -> str:
         return self.tokenizer.decode([token])

@@ -121,8 +121,7 @@ def bars(
         )
     if line:
         axis.axvline(line[0], color=COLOURS["accent"], lw=1.2, ls="--")
-        label = {"color": COLOURS["accent"], "fontsize": 9, "transform": axis.get_xaxis_transform()}
-        axis.text(line[0], 0.02, f" {line[1]}", ha="left", va="bottom", **label)
+        title = f"{title} (dashed: {line[1]})"
     axis.set_yticks(range(len(rows)), list(rows))
     axis.invert_yaxis()
     axis.set(title=title, xlabel=unit)
@@ -192,6 +191,10 @@ def token_grid(
         range(len(tokens)), [repr(token)[1:-1] for token in tokens], rotation=60, ha="right", fontsize=8.5
     )
     axis.set_title(title)
+    if values.size <= 160:
+        for (y, x), value in np.ndenumerate(values):
+            ink = "white" if abs(value) > 0.6 * limit else COLOURS["ink"]
+            axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7, color=ink)
     figure.colorbar(image, ax=axis, label=unit, shrink=0.9)
     return figure
 

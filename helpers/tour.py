@@ -204,6 +204,14 @@ def inspect_prompt(
     return [model.tokenizer.decode([i]) for i in top.indices], top.values.tolist(), votes
 
 
+@torch.inference_mode()
+def token_surprise(model: TransformerBridge, text: str) -> tuple[list[str], Float[Tensor, " token"]]:
+    """The tokens of a text, as they stand in it, and the loss in nats at each."""
+    batch = next(walk(model, [Story(text)]))
+    pieces = [text[a:b] for a, b in batch.encoded[0].spans[1:].tolist()]
+    return pieces, residual_losses(model, batch.flat(batch.streams.resid_post), batch.target)
+
+
 def text_loss(model: TransformerBridge, texts: list[str]) -> float:
     """Mean loss in nats a token of some texts."""
     total, count = 0.0, 0

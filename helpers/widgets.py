@@ -85,8 +85,18 @@ def attention_heads(tokens: list[str], patterns: Float[Tensor, "head query key"]
     )
 
 
-def pane(show: Callable[..., object], **controls: ipywidgets.Widget) -> ipywidgets.Widget:
-    """Controls and a button that shows `show(**values)` (one thing or a tuple) below; an error appears there as one line."""
+def pane(
+    show: Callable[..., object], examples: dict[str, list[str]] | None = None, **controls: ipywidgets.Widget
+) -> ipywidgets.Widget:
+    """Controls and a button that shows `show(**values)` (one thing or a tuple) below; an error appears there as one line.
+
+    `examples` names, for some controls, values to pick from; picking one fills it in.
+    """
+    pickers = []
+    for name, values in (examples or {}).items():
+        picker = ipywidgets.Dropdown(options=values, description="examples")
+        picker.observe(lambda change, control=controls[name]: setattr(control, "value", change["new"]), "value")
+        pickers.append(picker)
     area, button = ipywidgets.Output(), ipywidgets.Button(description="Show", button_style="primary")
 
     def update(_=None) -> None:
@@ -99,4 +109,4 @@ def pane(show: Callable[..., object], **controls: ipywidgets.Widget) -> ipywidge
                 display(ipywidgets.HTML(f"<b>{html.escape(str(error))}</b>"))
 
     button.on_click(update)
-    return ipywidgets.VBox([*controls.values(), button, area])
+    return ipywidgets.VBox([*pickers, *controls.values(), button, area])

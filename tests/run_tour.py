@@ -23,7 +23,7 @@ def main(folder: str) -> dict:
     model = load_model(folder)
     cfg = model.cfg
     means = mean_writes(model, walk(model, STORIES))
-    table = StoryTable({"class": tour.UNIVERSAL, "position": tour.POSITIONS, "part": ["rest", "opening"]})
+    table = StoryTable(tour.GROUPINGS)
     worst, unordered = 0.0, []
     for batch in walk(model, STORIES):
         table.add(batch.story, tour.columns(model, batch, means), tour.groups(batch))

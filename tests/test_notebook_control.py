@@ -6,16 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_rerun_on_the_random_twin_the_tour_runs_but_its_outputs_differ():
+@pytest.mark.parametrize("notebook", ["01_model_tour", "02_mlp_neurons"])
+def test_rerun_on_the_random_twin_a_notebook_runs_but_its_outputs_differ(notebook):
     command = [
         sys.executable,
         "-m",
         "pytest",
         "--nbval",
-        "notebooks/01_model_tour.ipynb",
+        f"notebooks/{notebook}.ipynb",
         "--color=no",
         "-p",
         "no:cacheprovider",

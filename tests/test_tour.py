@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers import WorkbookError, tour
-from helpers.circuits import mean_writes
+from helpers.circuits import mean_writes, paths
 from helpers.corpus import walk
 
 
@@ -112,3 +112,38 @@ def test_prompts_that_cannot_be_read_are_refused_with_the_fix(model):
         tour.inspect_prompt(model, "  ")
     with pytest.raises(WorkbookError, match="give a shorter one"):
         tour.inspect_prompt(model, "word " * 600)
+
+
+def test_token_surprise_spells_the_text_and_is_the_models_loss(model):
+    text = "Tom had a ball."
+    tokens, losses = tour.token_surprise(model, text)
+    assert "".join(tokens) == text
+    ids = torch.tensor(
+        [[model.tokenizer.bos_token_id, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]]
+    )
+    expected = torch.nn.functional.cross_entropy(model(ids)[0, :-1], ids[0, 1:], reduction="none")
+    torch.testing.assert_close(losses, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_muting_the_heads_everywhere_is_muting_them_in_both_places(model, stories):
+    means = mean_writes(model, walk(model, stories[:4]))
+    batch = next(walk(model, stories[4:6]))
+    routes = tour.route_columns(model, batch, means)
+    whole = tour.ablation_columns(model, batch, means)["loss"]
+    assert (routes["heads muted for the MLP"] - whole).mean() > (
+        routes["heads muted for the logits"] - whole
+    ).mean()
+    unchanged = {name: torch.zeros_like(mean) for name, mean in means.items()}
+    for name, write in paths(model, batch.streams).items():
+        if name.startswith("head "):
+            unchanged[name] = batch.flat(write)
+    for losses in tour.route_columns(model, batch, unchanged).values():
+        torch.testing.assert_close(losses, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_names_are_seen_where_their_token_stood_before(model, stories):
+    batch = next(walk(model, stories[:3]))
+    found = tour.groups(batch)["names"]
+    for i in (found >= 0).nonzero()[:, 0].tolist():
+        tokens = batch.encoded[int(batch.row[i])].tokens[: int(batch.pos[i]) + 1]
+        assert bool(found[i]) == bool((tokens == batch.target[i]).any())

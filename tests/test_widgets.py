@@ -105,3 +105,10 @@ def test_a_pane_shows_an_error_of_the_workbook_as_one_escaped_line(shown):
     (line,) = shown
     assert isinstance(line, ipywidgets.HTML)
     assert line.value == "<b>The &lt;prompt&gt; is empty.</b>"
+
+
+def test_picking_an_example_fills_the_control():
+    box = ipywidgets.Text("a")
+    pane = widgets.pane(lambda prompt: prompt, examples={"prompt": ["a", "b"]}, prompt=box)
+    pane.children[0].value = "b"
+    assert box.value == "b"
