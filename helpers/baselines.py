@@ -59,6 +59,11 @@ def ngram_losses(encoded: EncodedStory, path: Path = NGRAM_LOSSES) -> Float[Tens
     return losses if torch.equal(spans, target) else torch.stack([respread(row, spans, target) for row in losses])
 
 
+def has_ngram_losses(text: str, path: Path = NGRAM_LOSSES) -> bool:
+    """Whether a text's n-gram losses are stored."""
+    return _key(text) in _stored(path)
+
+
 def store_ngram_losses(ngrams: NGrams, encoded: list[EncodedStory], path: Path = NGRAM_LOSSES) -> None:
     """Write the n-gram losses of stories, as half-precision nats (good to 0.005)."""
     losses = torch.cat([ngrams.losses(story.tokens) for story in encoded], dim=1).half()
@@ -95,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="the embedded model's training text")
     parser.add_argument("--valid", required=True, help="its validation text")
+    parser.add_argument("--stories", default=STORIES, help="stories to store n-gram losses of (tagged, .jsonl)")
     options = parser.parse_args()
     record = json.loads((EMBEDDED_MODEL / "training_record.json").read_text(encoding="utf-8"))
     if text_hash(stream_texts(options.data)) != record["training_text"]["sha256"]:
@@ -106,7 +112,8 @@ def main() -> None:
     corpus = encode_corpus(texts, model.tokenizer.backend_tokenizer, model.cfg.n_ctx)
     ngrams = NGrams(corpus.tokens, corpus.starts[:-1], model.cfg.d_vocab)
     own = load_stories(STORIES)
-    store_ngram_losses(ngrams, [encode_story(story, model.tokenizer, model.cfg.n_ctx) for story in own])
+    wanted = own if options.stories == STORIES else [*own, *load_stories(options.stories)]
+    store_ngram_losses(ngrams, [encode_story(story, model.tokenizer, model.cfg.n_ctx) for story in wanted])
     record["validation"] = measure(model, stream_stories(options.valid), ngrams)
     record["stories"] = measure(model, tqdm(own, desc="measuring", unit=" stories"), ngrams)
     write_json(EMBEDDED_MODEL / "training_record.json", record)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.baselines import ngram_losses
+from helpers.baselines import has_ngram_losses, ngram_losses
 from helpers.circuits import (
     ablated_losses,
     block_attention,
@@ -65,6 +65,26 @@ def baseline_columns(batch: Batch) -> Columns:
     if any(losses is None for losses in stored):
         return {}
     return dict(zip(ORDERS, torch.cat(stored, dim=1), strict=True))
+
+
+def check_stories(stories: list[Story]) -> list[Story]:
+    """The stories, if the tour can be made on them.
+
+    Raises:
+        WorkbookError: there are none, some are untagged, or some have no stored n-gram losses.
+    """
+    if not stories:
+        raise WorkbookError("No story is left in this half: give more stories, or unset TINYSTORIES_STORIES.")
+    if not all(story.words for story in stories):
+        raise WorkbookError(
+            "The stories have no part-of-speech tags: make them with python -m helpers.tagging IN OUT."
+        )
+    if not all(has_ngram_losses(story.text) for story in stories):
+        raise WorkbookError(
+            "The stories have no stored n-gram losses, which this notebook compares with: unset TINYSTORIES_STORIES, "
+            "or count the n-grams and store the losses of your stories with helpers.baselines."
+        )
+    return stories
 
 
 def ablation_columns(model: TransformerBridge, batch: Batch, means: dict[str, Tensor]) -> Columns:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from helpers import WorkbookError, tour
 from helpers.circuits import mean_writes, paths
 from helpers.corpus import walk
+from helpers.stories import Story
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +148,13 @@ def test_names_are_seen_where_their_token_stood_before(model, stories):
     for i in (found >= 0).nonzero()[:, 0].tolist():
         tokens = batch.encoded[int(batch.row[i])].tokens[: int(batch.pos[i]) + 1]
         assert bool(found[i]) == bool((tokens == batch.target[i]).any())
+
+
+def test_stories_that_the_tour_cannot_use_get_one_clear_line(stories):
+    assert tour.check_stories(stories[:3]) == stories[:3]
+    for bad, fix in (([], "TINYSTORIES_STORIES"), ([Story("Hello.")], r"helpers\.tagging")):
+        with pytest.raises(WorkbookError, match=fix):
+            tour.check_stories(bad)
+    other = Story("Other words.", words=stories[0].words[:1])
+    with pytest.raises(WorkbookError, match=r"helpers\.baselines"):
+        tour.check_stories([other])
