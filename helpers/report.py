@@ -17,7 +17,8 @@ from helpers.frontpage import blocks, refresh
 from helpers.loading import EMBEDDED_MODEL
 
 ROOT = Path(__file__).parents[1]
-PANE = "<p class='pane'>Here JupyterLab shows a pane to play with: run <code>make lab</code>. The cell after it shows what it draws.</p>"
+PANE = "<p class='pane'><i>Run this cell in JupyterLab (make lab) for a pane to play with; the next cell shows what it draws.</i></p>"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 CSS = Path(__file__).with_suffix(".css")
 
 
@@ -43,7 +44,7 @@ def execute(path: Path, timeout: int = 1800) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop what a stored notebook should not hold: widget state, timings, progress bars, the kernel's exact version."""
+    """Drop what a stored notebook should not hold: widgets and their state, timings, progress bars, the kernel's version."""
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -54,6 +55,9 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+            for output in cell.outputs:
+                if output.get("data", {}).pop(WIDGET, None):  # without its state it would show as an error
+                    output.data["text/html"] = PANE
     return notebook
 
 
@@ -64,11 +68,6 @@ def _is_progress(output: nbformat.NotebookNode) -> bool:
 
 def page(notebook: nbformat.NotebookNode, title: str, links: list[tuple[str, str]]) -> str:
     """One notebook as a self-contained page."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if data.pop("application/vnd.jupyter.widget-view+json", None):
-                data["text/html"] = PANE
     body, _ = HTMLExporter(template_name="basic", anchor_link_text="").from_notebook_node(notebook)
     return frame(body, title, links)
 
