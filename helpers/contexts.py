@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -98,6 +99,7 @@ def _of_story(encoded: EncodedStory, number: int) -> tuple:
     families = list(vocabulary_of_families()["families"].values())
     member = {lemma: i for i, lemmas in enumerate(families) for lemma in lemmas}
     words, owner = encoded.story.words, encoded.word.tolist()
+    pieces = Counter(owner)
     names = list(vocabulary_of_families()["families"])
     theme = float(names.index(encoded.story.theme)) if encoded.story.theme in names else -1.0
     family = [member.get(words[w].lemma, -1) if w >= 0 else -1 for w in owner]
@@ -138,7 +140,7 @@ def _of_story(encoded: EncodedStory, number: int) -> tuple:
     return (
         tokens[:-1], torch.cat([tokens[:1], tokens[:-2]]), torch.tensor(tag[:-1]), torch.tensor([-1, *tag[:-2]]), encoded.penn[:-1],
         tokens[1:], torch.tensor(tag[1:]), torch.tensor(family[1:]),
-        torch.tensor([w >= 0 and owner.count(w) == 1 for w in owner[1:]]), torch.tensor(family[:-1]), torch.tensor(states),
+        torch.tensor([w >= 0 and pieces[w] == 1 for w in owner[1:]]), torch.tensor(family[:-1]), torch.tensor(states),
         torch.full((len(tokens) - 1,), number),
         torch.full((len(tokens) - 1,), theme), torch.tensor(latest), torch.tensor(sentences),
     )  # fmt: skip

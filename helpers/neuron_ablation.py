@@ -146,8 +146,20 @@ def set_losses(
     model: TransformerBridge, batch: Batch, means: Float[Tensor, " neuron"], sets: list[Int[Tensor, " k"]]
 ) -> Float[Tensor, "n set"]:
     """Loss at every scored position with all neurons of a set at their means together, for each set."""
-    residual, change = batch.flat(batch.streams.resid_post), means - batch.flat(batch.streams.mlp_post)
+    residual, activations = batch.flat(batch.streams.resid_post), batch.flat(batch.streams.mlp_post)
+    return losses_without(model, residual, activations, means, batch.target, sets)
+
+
+@torch.inference_mode()
+def losses_without(
+    model: TransformerBridge,
+    residual: Float[Tensor, "n d_model"],
+    activations: Float[Tensor, "n neuron"],
+    means: Float[Tensor, " neuron"],
+    target: Int[Tensor, " n"],
+    sets: list[Int[Tensor, " k"]],
+) -> Float[Tensor, "n set"]:
+    """Loss at given positions with all neurons of a set at their means together, for each set."""
     writes = model.W_out[0]
-    return torch.stack(
-        [residual_losses(model, residual + change[:, s] @ writes[s], batch.target) for s in sets], 1
-    )
+    changes = ((means[s] - activations[:, s]) @ writes[s] for s in sets)
+    return torch.stack([residual_losses(model, residual + change, target) for change in changes], 1)

@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.circuits import residual_losses
 from helpers.contexts import Contexts, family_tokens, state_names, token_classes, vocabulary_of_families
 from helpers.estimates import Estimate
+from helpers.neuron_ablation import losses_without
 from helpers.stories import CLASSES
 from helpers.writes import group_effect, logit_writes
 
@@ -94,8 +95,8 @@ def matched_sets(
     distance[:, members] = torch.inf
     if usable is not None:
         distance[:, ~usable] = torch.inf
-    free = int(distance[0].isfinite().sum())
-    nearest = distance.topk(min(pool + len(members), free), largest=False).indices
+    allowed = int(distance[0].isfinite().sum())
+    nearest = distance.topk(min(pool + len(members), allowed), largest=False).indices
     sets = []
     for _ in range(count):
         chosen: list[int] = []
@@ -116,12 +117,8 @@ def set_effects(
     sets: list[Int[Tensor, " k"]],
 ) -> Float[Tensor, "set n"]:
     """Change in loss (nats) at some positions when a set of neurons is set to its means, for each set."""
-    before, writes = residual_losses(model, residual, target), model.W_out[0]
-    rows = []
-    for chosen in sets:
-        change = (means[chosen] - activations[:, chosen]) @ writes[chosen]
-        rows.append(residual_losses(model, residual + change, target) - before)
-    return torch.stack(rows)
+    before = residual_losses(model, residual, target)
+    return losses_without(model, residual, activations, means, target, sets).T - before
 
 
 def sentence_activation(

@@ -83,7 +83,6 @@ class NeuronStats:
         self.powers = torch.zeros(4, neurons, dtype=torch.double)
         self.above = torch.zeros(neurons, dtype=torch.double)
         self.size = torch.zeros(neurons, dtype=torch.double)  # sum of absolute activations
-        self.minimum = torch.full((neurons,), torch.inf)
         self.groupings = {
             name: Grouping() for name in ("current token", "previous token", "part of speech", "position", "theme")
         }
@@ -101,7 +100,6 @@ class NeuronStats:
         self.powers += torch.stack([a.sum(0), square.sum(0), (square * a).sum(0), square.square().sum(0)])
         self.above += (a > 0).sum(0)
         self.size += a.abs().sum(0)
-        self.minimum = torch.minimum(self.minimum, a.amin(0))
         previous = torch.cat([torch.cat([story.tokens[:1], story.tokens[:-2]]) for story in batch.encoded])
         self.groupings["current token"].add(batch.token, a)
         self.groupings["previous token"].add(previous, a)
@@ -164,7 +162,6 @@ class NeuronStats:
         self.count += other.count
         for name in ("powers", "above", "size"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.minimum = torch.minimum(self.minimum, other.minimum)
         for name, grouping in self.groupings.items():
             grouping.merge(other.groupings[name])
         every = torch.arange(self.top.shape[1])
