@@ -1,0 +1,136 @@
+"""What heads are needed for: their outputs replaced, and the next-token loss taken again.
+
+Edits of a pattern are discarded by TransformerLens, so a pattern is replaced by giving the head the output z that
+it would have had. Whatever reads the residual stream after the heads, the MLP above all, reads the change.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.circuits import head_writes, mlp_write, residual_losses
+from helpers.corpus import Batch
+
+EDITS = ("mean ablation", "average pattern", "another story's pattern")
+
+
+def pattern_outputs(
+    pattern: Float[Tensor, "story head query key"], v: Float[Tensor, "story key head d_head"]
+) -> Float[Tensor, "story query head d_head"]:
+    """Head outputs z under a given pattern."""
+    return torch.einsum("shqk,skhd->sqhd", pattern, v)
+
+
+@torch.inference_mode()
+def losses_with_outputs(
+    model: TransformerBridge, batch: Batch, z: Float[Tensor, "story pos head d_head"]
+) -> Float[Tensor, " n"]:
+    """Next-token loss (nats) at every scored position with other head outputs."""
+    change = head_writes(model, batch.flat(z - batch.streams.z)).sum(-2)
+    mid = batch.flat(batch.streams.resid_mid) + change
+    return residual_losses(model, mid + mlp_write(model, mid), batch.target)
+
+
+def only_head(
+    z: Float[Tensor, "story pos head d_head"], new: Float[Tensor, "story pos head d_head"], head: int
+) -> Float[Tensor, "story pos head d_head"]:
+    """The outputs with one head's replaced by its new ones."""
+    edited = z.clone()
+    edited[:, :, head] = new[:, :, head]
+    return edited
+
+
+def average_heads(
+    batches: Iterable[Batch], context: int
+) -> tuple[Float[Tensor, "head d_head"], Float[Tensor, "head query key"]]:
+    """Mean output of each head over all scored positions, and mean pattern of each at every position.
+
+    Positions that no story reaches look at themselves.
+    """
+    z, count, patterns, seen = 0, 0, None, torch.zeros(context)
+    for batch in batches:
+        z = z + batch.flat(batch.streams.z).double().sum(0)
+        count += len(batch.target)
+        pattern = batch.streams.pattern
+        if patterns is None:
+            patterns = torch.zeros(pattern.shape[1], context, context)
+        for row, story in enumerate(batch.encoded):
+            length = len(story.tokens)
+            patterns[:, :length, :length] += pattern[row, :, :length, :length]
+            seen[:length] += 1
+    patterns = patterns / seen.clamp(min=1)[:, None]
+    unseen = (seen == 0).nonzero()[:, 0]
+    patterns[:, unseen, unseen] = 1
+    return (z / count).float(), patterns
+
+
+def other_patterns(
+    batch: Batch, average: Float[Tensor, "head query key"]
+) -> Float[Tensor, "story head query key"]:
+    """For each story the patterns of the next one of its batch; the average pattern where that one is shorter or alone."""
+    pattern = batch.streams.pattern
+    length = pattern.shape[-1]
+    lengths = torch.tensor([len(story.tokens) for story in batch.encoded])
+    other = pattern.roll(-1, 0)
+    short = torch.arange(length) >= lengths.roll(-1)[:, None]
+    if len(lengths) == 1:
+        short = torch.ones_like(short)
+    return torch.where(short[:, None, :, None], average[None, :, :length, :length], other)
+
+
+def edited_outputs(
+    batch: Batch, mean_z: Float[Tensor, "head d_head"], average: Float[Tensor, "head query key"]
+) -> dict[str, Float[Tensor, "story pos head d_head"]]:
+    """Head outputs under each of EDITS, for all heads."""
+    streams = batch.streams
+    length = streams.pattern.shape[-1]
+    frozen = average[None, :, :length, :length].expand_as(streams.pattern)
+    return {
+        "mean ablation": mean_z.expand_as(streams.z),
+        "average pattern": pattern_outputs(frozen, streams.v),
+        "another story's pattern": pattern_outputs(other_patterns(batch, average), streams.v),
+    }
+
+
+def edit_columns(
+    model: TransformerBridge,
+    batch: Batch,
+    mean_z: Float[Tensor, "head d_head"],
+    average: Float[Tensor, "head query key"],
+) -> dict[str, Float[Tensor, " n"]]:
+    """Loss at every scored position as it is ("loss"), and under each edit of each head and of all heads together.
+
+    Names are as in "mean ablation of head 0" and "mean ablation of all heads".
+    """
+    z = batch.streams.z
+    columns = {"loss": losses_with_outputs(model, batch, z)}
+    for edit, new in edited_outputs(batch, mean_z, average).items():
+        for head in range(model.cfg.n_heads):
+            columns[f"{edit} of head {head}"] = losses_with_outputs(model, batch, only_head(z, new, head))
+        columns[f"{edit} of all heads"] = losses_with_outputs(model, batch, new)
+    return columns
+
+
+def recovered(loss: float, whole: float, without: float) -> float:
+    """Share of what an ablation loses (`without` less `whole`) that a replacement with this loss gives back; nan if
+    nothing is lost."""
+    lost = without - whole
+    return (without - loss) / lost if abs(lost) > 1e-3 else float("nan")
+
+
+def elsewhere(
+    mask: Bool[Tensor, "story query key"], generator: torch.Generator
+) -> Bool[Tensor, "story query key"]:
+    """As many earlier positions as a mask has in each row, drawn among those that it leaves free (not the first)."""
+    drawn = torch.zeros_like(mask)
+    story, query = mask.any(-1).nonzero(as_tuple=True)
+    rows = mask[story, query]
+    place = torch.arange(mask.shape[-1])
+    free = ~rows & (place < query[:, None]) & (place > 0)
+    lot = torch.rand(rows.shape, generator=generator).masked_fill(~free, 2.0)
+    limit = lot.sort(-1).values.gather(1, rows.sum(-1, keepdim=True) - 1)
+    drawn[story, query] = free & (lot <= limit)
+    return drawn

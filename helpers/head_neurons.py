@@ -1,0 +1,149 @@
+"""From heads to neurons: a neuron's input as the exact sum of what token, position and each head send it.
+
+A neuron reads the residual stream through the second LayerNorm. With the LayerNorm's scale at a position as it is,
+what it reads is a sum over everything written there before: the token's embedding, the position's, each head (and
+in it each source position), and biases. The sum is exact (tested to 1e-4).
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.circuits import head_writes
+from helpers.corpus import Batch
+
+BIAS = "biases"
+DEAF = 0.5  # a neuron is deaf without attention that loses this share of its variance
+
+
+def read_scale(model: TransformerBridge, resid_mid: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n 1"]:
+    """The divisor of the second LayerNorm: standard deviation over d_model, with its epsilon."""
+    return (resid_mid.var(-1, unbiased=False, keepdim=True) + model.cfg.eps).sqrt()
+
+
+def read_directions(model: TransformerBridge, neurons: Int[Tensor, " k"]) -> Float[Tensor, "d_model k"]:
+    """W_in of some neurons, centred over d_model, so that it can be put to a write without centring the write."""
+    w = model.W_in[0][:, neurons]
+    return w - w.mean(0)
+
+
+def input_writes(model: TransformerBridge, batch: Batch) -> dict[str, Float[Tensor, "n d_model"]]:
+    """What stands in the stream that the MLP reads, by part: token, position, head 0 …, biases (attention's b_O)."""
+    flat, streams = batch.flat, batch.streams
+    heads = head_writes(model, flat(streams.z))
+    parts = {"token": flat(streams.token_embedding), "position": flat(streams.position_embedding)}
+    parts |= {f"head {h}": heads[:, h] for h in range(model.cfg.n_heads)}
+    return parts | {BIAS: model.b_O[0].expand_as(parts["token"])}
+
+
+def input_parts(
+    model: TransformerBridge, batch: Batch, neurons: Int[Tensor, " k"]
+) -> dict[str, Float[Tensor, "n k"]]:
+    """The pre-activations of some neurons by part; they sum to it. `biases` holds b_O's part and b_in."""
+    scale = read_scale(model, batch.flat(batch.streams.resid_mid))
+    directions = read_directions(model, neurons)
+    parts = {name: write / scale @ directions for name, write in input_writes(model, batch).items()}
+    parts[BIAS] = parts[BIAS] + model.b_in[0][neurons]
+    return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What all neurons' inputs are made of, over a walk.
+
+    names: the parts. share: covariance of each part with the pre-activation over the pre-activation's variance (a
+    neuron's shares sum to 1). lost: share of the variance of each neuron's activation that is lost when every head
+    writes its mean (above 1 where the two activations agree less than with a constant).
+    """
+
+    names: list[str]
+    share: Float[Tensor, "part neuron"]
+    lost: Float[Tensor, " neuron"]
+
+    def heads(self) -> Float[Tensor, "head neuron"]:
+        """The shares of the heads."""
+        return torch.stack([s for name, s in zip(self.names, self.share, strict=True) if name.startswith("head ")])
+
+
+@torch.no_grad()
+def collect_inputs(
+    model: TransformerBridge, batches: Iterable[Batch], mean_z: Float[Tensor, "head d_head"]
+) -> Inputs:
+    """Inputs over a walk, in one pass; `mean_z` is what the heads put out when they are muted."""
+    neurons = torch.arange(model.cfg.d_mlp)
+    act = model.blocks[0].mlp.original_component.act
+    muted = head_writes(model, mean_z).sum(0)
+    sums: dict[str, Tensor] = {}
+    n, names = 0, []
+    for batch in batches:
+        parts = input_parts(model, batch, neurons)
+        names, pre = list(parts), sum(parts.values())
+        heard = sum(write for name, write in input_writes(model, batch).items() if name.startswith("head "))
+        scale = read_scale(model, batch.flat(batch.streams.resid_mid))
+        on, off = act(pre), act(pre + (muted - heard) / scale @ read_directions(model, neurons))
+        rows = {"pre": pre, "pre²": pre**2, "on": on, "on²": on**2, "gap²": (on - off) ** 2}
+        rows |= {f"sum {name}": part for name, part in parts.items()}
+        rows |= {f"product {name}": part * pre for name, part in parts.items()}
+        for key, value in rows.items():
+            sums[key] = sums.get(key, 0) + value.sum(0, dtype=torch.double)
+        n += len(batch.target)
+    mean = {key: value / n for key, value in sums.items()}
+    variance = (mean["pre²"] - mean["pre"] ** 2).clamp(min=1e-12)
+    share = torch.stack([mean[f"product {p}"] - mean[f"sum {p}"] * mean["pre"] for p in names]) / variance
+    lost = mean["gap²"] / (mean["on²"] - mean["on"] ** 2).clamp(min=1e-12)
+    return Inputs(names, share.float(), lost.float())
+
+
+def source_pushes(
+    model: TransformerBridge, batch: Batch, direction: Float[Tensor, " d_model"]
+) -> Float[Tensor, "story head query key"]:
+    """What each source position sends to one input direction (a neuron's, or a family's mean), through each head."""
+    value = torch.einsum("skhd,hdm,m->shk", batch.streams.v, model.W_O[0], direction - direction.mean())
+    scale = read_scale(model, batch.streams.resid_mid)[..., 0]
+    return batch.streams.pattern * value[:, :, None, :] / scale[:, None, :, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Senders:
+    """How strongly each source token pushes a direction at later positions: mean over its occurrences, by head, of
+    what it sends to the next `reach` positions together, less the mean over all tokens. count: occurrences."""
+
+    push: Float[Tensor, "vocabulary head"]
+    count: Float[Tensor, " vocabulary"]
+
+    def strongest(self, least: int, top: int = 12) -> Int[Tensor, " k"]:
+        """The tokens seen at least `least` times that push most, over all heads."""
+        total = self.push.sum(1).masked_fill(self.count < least, float("-inf"))
+        best = total.topk(top)
+        return best.indices[best.values.isfinite()]
+
+
+@torch.no_grad()
+def senders(
+    model: TransformerBridge, batches: Iterable[Batch], direction: Float[Tensor, " d_model"], reach: int = 30
+) -> Senders:
+    """Senders of a direction over a walk; only source positions with `reach` positions after them count."""
+    sums = torch.zeros(model.cfg.d_vocab, model.cfg.n_heads)
+    count = torch.zeros(model.cfg.d_vocab)
+    for batch in batches:
+        pushes = source_pushes(model, batch, direction)
+        place = torch.arange(pushes.shape[-1])
+        back = place[:, None] - place
+        sent = (pushes * ((back > 0) & (back <= reach))).sum(2)  # [story head key]
+        for row, encoded in enumerate(batch.encoded):
+            keys = torch.arange(1, max(1, len(encoded.tokens) - reach))
+            sums.index_add_(0, encoded.tokens[keys], sent[row][:, keys].T)
+            count.index_add_(0, encoded.tokens[keys], torch.ones(len(keys)))
+    usual = sums.sum(0) / count.sum()
+    return Senders(torch.where(count[:, None] > 0, sums / count.clamp(min=1)[:, None] - usual, 0), count)
+
+
+def carried_share(parts: dict[str, Float[Tensor, "n k"]], where: Bool[Tensor, " n"]) -> dict[str, float]:
+    """How much of the rise of some neurons' input at some positions, against everywhere, each part brings (sums to 1)."""
+    rise = {name: (part[where].mean(0) - part.mean(0)).mean().item() for name, part in parts.items()}
+    total = sum(rise.values())
+    return {name: value / total if total else float("nan") for name, value in rise.items()}
