@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SIDE_BY_SIDE := OMP_NUM_THREADS=1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -17,9 +18,9 @@ test: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@echo "== 2 of 3: tests of the helpers and of the exported pages"
-	@$(BIN)/python -m pytest tests --durations=8
+	@$(SIDE_BY_SIDE) $(BIN)/python -m pytest tests --durations=8 -n 2 --dist loadfile
 	@echo "== 3 of 3: rerunning the notebooks and comparing their outputs (nbval)"
-	@$(BIN)/python -m pytest --nbval notebooks -v
+	@$(SIDE_BY_SIDE) $(BIN)/python -m pytest --nbval notebooks -v -n 2 --dist loadfile
 	@echo "== All green"
 
 lab: $(READY)

@@ -125,7 +125,7 @@ def counterparts(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor
 
 @torch.no_grad()
 def comeback_table(model: TransformerBridge, stories: list[Story], seed: int = 0) -> StoryTable:
-    """Losses (nats) by kind of next token, in one pass.
+    """Losses (nats) by kind of next token, in one pass; next tokens of no kind are left out.
 
     Columns: "loss" as the model is; "blocked", without attention to the sources; "others blocked", without as many
     other positions; "blocked in head 0" and so on. For pronouns "odds", "odds blocked" and "odds others blocked":
@@ -135,7 +135,8 @@ def comeback_table(model: TransformerBridge, stories: list[Story], seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     for batch in walk(model, tqdm(stories, desc="what comes back"), positions=4096):
         kinds, mask = batch_sources(batch)
-        streams = batch.streams
+        streams, at = batch.streams, (kinds >= 0).nonzero()[:, 0]
+        other, batch, kinds = counterparts(batch, model.tokenizer)[at], batch.chosen(at), kinds[at]
         blocked = block_attention(streams, mask[:, None])
         outputs = {"": streams.z, "blocked": blocked}
         outputs["others blocked"] = block_attention(streams, elsewhere(mask, generator)[:, None])
@@ -143,7 +144,6 @@ def comeback_table(model: TransformerBridge, stories: list[Story], seed: int = 0
         for head in range(model.cfg.n_heads):
             z = only_head(streams.z, blocked, head)
             columns[f"blocked in head {head}"] = losses_with_outputs(model, batch, z)
-        other = counterparts(batch, model.tokenizer)
         swapped = batch_with_targets(batch, other.clamp(min=0))
         for name, z in outputs.items():
             columns[f"odds {name}".strip()] = losses_with_outputs(model, swapped, z) - columns[name or "loss"]

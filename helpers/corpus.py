@@ -46,6 +46,11 @@ class Batch:
         """The rows of a padded array at the scored positions."""
         return values[self.row, self.pos]
 
+    def chosen(self, at: Int[Tensor, " k"]) -> "Batch":
+        """The batch with some of its scored positions (where each costs much); stories and streams stay."""
+        columns = (self.story, self.row, self.pos, self.token, self.target)
+        return Batch(self.encoded, *(column[at] for column in columns), self.streams)
+
     def next_tags(self, kind: str, names: list[str]) -> Int[Tensor, " n"]:
         """Number in `names` of each next token's tag (`universal` or `penn`), or -1."""
         number = {name: i for i, name in enumerate(names)}

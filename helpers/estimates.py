@@ -1,6 +1,7 @@
 """Means with confidence intervals over stories, kept in memory that does not grow with the corpus."""
 
 import dataclasses
+import math
 
 import torch
 from jaxtyping import Float, Int
@@ -82,7 +83,10 @@ class StoryTable:
 def bootstrap(
     sums: Float[Tensor, " clusters"], counts: Float[Tensor, " clusters"], draws: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Ratio of the totals of `sums` and `counts`, with the 2.5 and 97.5 percentiles over resampled clusters."""
+    """Ratio of the totals of `sums` and `counts`, with the 2.5 and 97.5 percentiles over resampled clusters; nan where
+    there is nothing to count."""
+    if not counts.any():
+        return Estimate(math.nan, math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(sums), (draws, len(sums)), generator=generator)
     ratios = sums[drawn].sum(1) / counts[drawn].sum(1)

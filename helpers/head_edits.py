@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.circuits import head_writes, mlp_write, residual_losses
+from helpers.circuits import block_attention, head_writes, mlp_write, residual_losses
 from helpers.corpus import Batch
 
+RECENT = 3  # tokens before this one that count as recent words
 EDITS = ("mean ablation", "average pattern", "another story's pattern")
 
 
@@ -103,10 +104,17 @@ def edit_columns(
 ) -> dict[str, Float[Tensor, " n"]]:
     """Loss at every scored position as it is ("loss"), and under each edit of each head and of all heads together.
 
-    Names are as in "mean ablation of head 0" and "mean ablation of all heads".
+    Names are as in "mean ablation of head 0", "mean ablation of all heads" and "recent words blocked in head 0" (the
+    attention to the last RECENT tokens taken away, the rest of the pattern renormalised).
     """
-    z = batch.streams.z
+    z, place = batch.streams.z, torch.arange(batch.streams.pattern.shape[-1])
     columns = {"loss": losses_with_outputs(model, batch, z)}
+    back = place[:, None] - place
+    deaf = block_attention(batch.streams, (back >= 1) & (back <= RECENT))
+    for head in range(model.cfg.n_heads):
+        columns[f"recent words blocked in head {head}"] = losses_with_outputs(
+            model, batch, only_head(z, deaf, head)
+        )
     for edit, new in edited_outputs(batch, mean_z, average).items():
         for head in range(model.cfg.n_heads):
             columns[f"{edit} of head {head}"] = losses_with_outputs(model, batch, only_head(z, new, head))

@@ -98,52 +98,47 @@ def collect_inputs(
     return Inputs(names, share.float(), lost.float())
 
 
-def source_pushes(
-    model: TransformerBridge, batch: Batch, direction: Float[Tensor, " d_model"]
-) -> Float[Tensor, "story head query key"]:
-    """What each source position sends to one input direction (a neuron's, or a family's mean), through each head."""
-    value = torch.einsum("skhd,hdm,m->shk", batch.streams.v, model.W_O[0], direction - direction.mean())
-    scale = read_scale(model, batch.streams.resid_mid)[..., 0]
-    return batch.streams.pattern * value[:, :, None, :] / scale[:, None, :, None]
-
-
 @dataclasses.dataclass(frozen=True)
 class Senders:
-    """How strongly each source token pushes a direction at later positions: mean over its occurrences, by head, of
+    """How strongly each source token pushes some directions at later positions: mean over its occurrences, by head, of
     what it sends to the next `reach` positions together, less the mean over all tokens. count: occurrences."""
 
-    push: Float[Tensor, "vocabulary head"]
+    push: Float[Tensor, "vocabulary head k"]
     count: Float[Tensor, " vocabulary"]
 
-    def strongest(self, least: int, top: int = 12) -> Int[Tensor, " k"]:
-        """The tokens seen at least `least` times that push most, over all heads."""
-        total = self.push.sum(1).masked_fill(self.count < least, float("-inf"))
+    def strongest(self, least: int, top: int = 12, k: int = 0) -> Int[Tensor, " top"]:
+        """The tokens seen at least `least` times that push a direction most, over all heads."""
+        total = self.push[..., k].sum(1).masked_fill(self.count < least, float("-inf"))
         best = total.topk(top)
         return best.indices[best.values.isfinite()]
+
+    def effects(self, words: Bool[Tensor, " vocabulary"], least: int) -> Float[Tensor, " k"]:
+        """By how many standard deviations (over words) the mean push of some words is above that of all others."""
+        known = self.count >= least
+        push, own = self.push[known].sum(1), words[known]
+        return (push[own].mean(0) - push[~own].mean(0)) / push.std(0).clamp(min=1e-9)
 
 
 @torch.no_grad()
 def senders(
-    model: TransformerBridge, batches: Iterable[Batch], direction: Float[Tensor, " d_model"], reach: int = 30
+    model: TransformerBridge, batches: Iterable[Batch], directions: Float[Tensor, "d_model k"], reach: int = 30
 ) -> Senders:
-    """Senders of a direction over a walk; only source positions with `reach` positions after them count."""
-    sums = torch.zeros(model.cfg.d_vocab, model.cfg.n_heads)
+    """Senders of some input directions (see `read_directions`) over a walk; only source positions with `reach`
+    positions after them count."""
+    sums = torch.zeros(model.cfg.d_vocab, model.cfg.n_heads, directions.shape[1])
     count = torch.zeros(model.cfg.d_vocab)
+    reading = torch.einsum("hdm,mk->hdk", model.W_O[0], directions)
     for batch in batches:
-        pushes = source_pushes(model, batch, direction)
-        place = torch.arange(pushes.shape[-1])
+        streams = batch.streams
+        place = torch.arange(streams.pattern.shape[-1])
         back = place[:, None] - place
-        sent = (pushes * ((back > 0) & (back <= reach))).sum(2)  # [story head key]
+        heard = streams.pattern / read_scale(model, streams.resid_mid)[:, None]
+        weight = (heard * ((back > 0) & (back <= reach))).sum(2)  # [story head key]
         for row, encoded in enumerate(batch.encoded):
             keys = torch.arange(1, max(1, len(encoded.tokens) - reach))
-            sums.index_add_(0, encoded.tokens[keys], sent[row][:, keys].T)
+            value = torch.einsum("nhd,hdk->nhk", streams.v[row, keys], reading)
+            sums.index_add_(0, encoded.tokens[keys], weight[row][:, keys].T[..., None] * value)
             count.index_add_(0, encoded.tokens[keys], torch.ones(len(keys)))
-    usual = sums.sum(0) / count.sum()
-    return Senders(torch.where(count[:, None] > 0, sums / count.clamp(min=1)[:, None] - usual, 0), count)
-
-
-def carried_share(parts: dict[str, Float[Tensor, "n k"]], where: Bool[Tensor, " n"]) -> dict[str, float]:
-    """How much of the rise of some neurons' input at some positions, against everywhere, each part brings (sums to 1)."""
-    rise = {name: (part[where].mean(0) - part.mean(0)).mean().item() for name, part in parts.items()}
-    total = sum(rise.values())
-    return {name: value / total if total else float("nan") for name, value in rise.items()}
+    usual = sums.sum(0) / count.sum().clamp(min=1)
+    seen = count[:, None, None]
+    return Senders(torch.where(seen > 0, sums / seen.clamp(min=1) - usual, 0), count)

@@ -78,22 +78,3 @@ def _edge(axis, start: tuple[float, float], end: tuple[float, float], value: flo
     faint = share < FAINT
     width, alpha = (0.4, 0.25) if faint else (0.6 + 26 * share, 0.55)
     axis.add_patch(PathPatch(curve, fc="none", ec=colour, lw=width, alpha=alpha, zorder=1, capstyle="butt"))
-
-
-def lines_of_shares(rows: dict[str, list[float]], names: list[str], title: str, unit: str) -> Figure:
-    """Stacked horizontal bars: one bar a row, one segment a part, small parts unlabelled."""
-    figure, (axis,) = new_axes(9.5, 0.42 * len(rows) + 1.5)
-    palette = plt.get_cmap("tab20")(np.linspace(0, 1, len(names)))
-    left = np.zeros(len(rows))
-    for i, name in enumerate(names):
-        values = np.array([row[i] for row in rows.values()])
-        axis.barh(range(len(rows)), values, left=left, color=palette[i], label=name, height=0.7)
-        for y, value in enumerate(values):
-            if value >= 0.05:
-                axis.text(left[y] + value / 2, y, f"{value:.0%}", ha="center", va="center", fontsize=7.5)
-        left += values
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.invert_yaxis()
-    axis.set(title=title, xlabel=unit)
-    axis.legend(frameon=False, fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.45, -0.28))
-    return figure

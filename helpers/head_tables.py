@@ -46,18 +46,22 @@ def measure_heads(
     mean_z: Float[Tensor, "head d_head"],
     average: Float[Tensor, "head query key"],
     programs: list[Program],
+    every: int = 3,
 ) -> StoryTable:
     """Everything that is measured of the heads on text, in one pass: patterns and their parts, edits, programs.
 
-    Grouped by the next token's class and by its kind (KINDS).
+    Grouped by the next token's class and by its kind (KINDS). One in `every` positions is scored, since each takes a
+    forward pass from the heads on for every edit.
     """
     table = StoryTable({"class": CLASSES, "kind": list(KINDS)})
-    for batch in walk(model, tqdm(stories, desc="heads"), positions=4096):
+    for whole in walk(model, tqdm(stories, desc="heads"), positions=4096):
+        at = torch.arange(0, len(whole.target), every)
+        batch = whole.chosen(at)
         parts = score_parts(model, batch.streams, mean_token)
         columns = pattern_columns(model, batch, parts) | score_losses(model, batch, parts)
         del parts
         columns |= edit_columns(model, batch, mean_z, average) | program_columns(model, batch, programs)
-        groups = {"class": batch.next_tags("universal", CLASSES), "kind": batch_sources(batch)[0]}
+        groups = {"class": whole.next_tags("universal", CLASSES)[at], "kind": batch_sources(batch)[0]}
         table.add(batch.story, columns, groups)
     return table
 

@@ -1,12 +1,15 @@
 """All static figures. Every function draws from plain values and returns the figure; none computes a result."""
 
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Image
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from PIL import Image as Pillow
 
 from helpers.estimates import Estimate
 from helpers.files import write_atomic
@@ -35,6 +38,15 @@ def save(figure: Figure, path: Path) -> Figure:
     """Write a figure as PNG, atomically, and hand it back."""
     write_atomic(path, lambda path: figure.savefig(path, format="png", dpi=110, metadata={"Software": None}))
     return figure
+
+
+def small(figure: Figure, colours: int = 64) -> Image:
+    """A figure as a picture of few colours, a fraction of its size in a stored notebook."""
+    buffer, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    picture = Pillow.open(buffer).convert("RGB").quantize(colours, method=Pillow.Quantize.MEDIANCUT)
+    picture.save(packed, format="png", optimize=True)
+    return Image(packed.getvalue(), alt="figure")
 
 
 def diagram(size: dict[str, int], notes: dict[str, str] | None = None) -> Figure:
@@ -154,7 +166,7 @@ def paired_bars(
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set(title=title, xlabel=unit)
     axis.margins(x=0.08)
-    axis.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(series), fontsize=9)
     return figure
 
 
@@ -194,7 +206,7 @@ def token_grid(
     if values.size <= 160:
         for (y, x), value in np.ndenumerate(values):
             ink = "white" if abs(value) > 0.6 * limit else COLOURS["ink"]
-            axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7, color=ink)
+            axis.text(x, y, f"{round(float(value), 1) + 0.0:.1f}", ha="center", va="center", fontsize=7, color=ink)
     figure.colorbar(image, ax=axis, label=unit, shrink=0.9)
     return figure
 

@@ -48,19 +48,18 @@ def check_rules(model: TransformerBridge, stories: Iterable[Story], rules: list[
     counts = {name: torch.zeros(len(rules), PLACES) for name in ("here", "absent")}
     generator = torch.Generator().manual_seed(seed)
     for batch in walk(model, stories):
-        whole = _log_probabilities(model, batch, batch.streams.z, outputs)
         bins = (batch.pos + 1).float().log2().long().clamp(max=PLACES - 1)
         for turn in turns:
             rule, mask = _conditions(batch, turn)
-            here = rule >= 0
-            holds = torch.zeros_like(here)
-            holds[here] = batch.flat(mask.any(-1))[here]
-            absent = here & ~holds
-            _add(sums["absent"], counts["absent"], rule, bins, whole, absent)
-            _add(sums["seen"], counts["here"], rule, bins, whole, holds)
+            here = (rule >= 0).nonzero()[:, 0]
+            holds = batch.flat(mask.any(-1))[here]
+            met = here[holds]
+            level = _log_probabilities(model, batch, here, batch.streams.z, outputs)
+            _add(sums["absent"], counts["absent"], rule, bins, level[~holds], here[~holds])
+            _add(sums["seen"], counts["here"], rule, bins, level[holds], met)
             for name, blocked in {"blocked": mask, "other": elsewhere(mask, generator)}.items():
                 z = block_attention(batch.streams, blocked[:, None])
-                _add(sums[name], None, rule, bins, _log_probabilities(model, batch, z, outputs), holds)
+                _add(sums[name], None, rule, bins, _log_probabilities(model, batch, met, z, outputs), met)
     weight = counts["here"][..., None]
     means = {name: sums[name].sum(1) / weight.sum(1) for name in ("seen", "blocked", "other")}
     level = sums["absent"] / counts["absent"][..., None]
@@ -97,16 +96,32 @@ def _conditions(
 
 
 def _log_probabilities(
-    model: TransformerBridge, batch: Batch, z: Tensor, outputs: Int[Tensor, " out"], chunk_bytes: int = 2**24
-) -> Float[Tensor, "n out"]:
-    mid = batch.flat(batch.streams.resid_mid) + head_writes(model, batch.flat(z - batch.streams.z)).sum(-2)
+    model: TransformerBridge,
+    batch: Batch,
+    at: Int[Tensor, " k"],
+    z: Float[Tensor, "story pos head d_head"],
+    outputs: Int[Tensor, " out"],
+    chunk_bytes: int = 2**24,
+) -> Float[Tensor, "k out"]:
+    """Log-probabilities of the outputs at some scored positions, under given head outputs."""
+    change = head_writes(model, batch.flat(z)[at] - batch.flat(batch.streams.z)[at]).sum(-2)
+    mid = batch.flat(batch.streams.resid_mid)[at] + change
     final = mid + mlp_write(model, mid)
     chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))
-    return torch.cat([model.unembed(model.ln_final(r)).log_softmax(-1)[:, outputs] for r in final.split(chunk)])
+    parts = [model.unembed(model.ln_final(r[None]))[0].log_softmax(-1)[:, outputs] for r in final.split(chunk)]
+    return torch.cat(parts)
 
 
-def _add(sums: Tensor, counts: Tensor | None, rule: Tensor, bins: Tensor, values: Tensor, where: Tensor) -> None:
-    cell = rule[where] * PLACES + bins[where]
-    sums.view(-1, sums.shape[-1]).index_add_(0, cell, values[where])
+def _add(
+    sums: Float[Tensor, "rule place out"],
+    counts: Float[Tensor, "rule place"] | None,
+    rule: Int[Tensor, " n"],
+    bins: Int[Tensor, " n"],
+    values: Float[Tensor, "k out"],
+    at: Int[Tensor, " k"],
+) -> None:
+    """Add values at some positions to their rule's and place's sums, and count them."""
+    cell = rule[at] * PLACES + bins[at]
+    sums.view(-1, sums.shape[-1]).index_add_(0, cell, values)
     if counts is not None:
         counts.view(-1).index_add_(0, cell, torch.ones(len(cell)))

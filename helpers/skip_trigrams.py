@@ -21,7 +21,7 @@ from helpers.corpus import Batch
 from helpers.head_copying import effective_embedding, state_at, token_writes
 
 CONTEXT = 128  # tokens among which the source is thought to stand: attention is shared with so many average ones
-PER_TOKEN = 3  # rules kept that share a source, a destination or an output
+PER_TOKEN = (5, 3, 4)  # rules kept that share a source, an output, a destination
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def read_rules(
     model: TransformerBridge, known: Averages, destinations: Int[Tensor, " b"], copying: bool, most: int = 60
 ) -> list[Rule]:
     """The strongest rules for some destinations, by what they add to the output's probability; at most PER_TOKEN share
-    a source, a destination or an output. `copying`: rules whose output is their source, or rules where it is not."""
+    a source, an output or a destination. `copying`: rules whose output is their source, or rules where it is not."""
     writes = torch.stack([token_writes(model, head, known.tokens) for head in range(model.cfg.n_heads)])
     writes = writes - torch.einsum("k,hkm->hm", known.frequency, writes)[:, None]
     found: list[tuple[float, int, int, int]] = []
@@ -88,7 +88,7 @@ def read_rules(
         state = state_at(model, torch.tensor([destination]), known.context)
         gains = _likely(model, state + heard, known) - _likely(model, state, known)
         gains[torch.eye(len(gains), dtype=torch.bool) != copying] = 0
-        best = gains.flatten().topk(min(20, gains.numel()))
+        best = gains.flatten().topk(min(40, gains.numel()))
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         found += [(gain, *divmod(place, len(known.tokens)), destination) for gain, place in pairs]
     return [_rule(model, known, writes, *row) for row in _varied(sorted(found, reverse=True), most)]
@@ -120,12 +120,12 @@ def _rule(
 
 
 def _varied(rows: list[tuple[float, int, int, int]], most: int) -> list[tuple[float, int, int, int]]:
-    """The first rows (gain, source, output, destination) in which no token stands in one role more than PER_TOKEN times."""
+    """The first rows (gain, source, output, destination) in which no token has one role more often than PER_TOKEN allows."""
     used: Counter[tuple[int, int]] = Counter()
     kept = []
     for row in rows:
         roles = list(enumerate(row[1:]))
-        if len(kept) < most and all(used[role] < PER_TOKEN for role in roles):
+        if len(kept) < most and all(used[role] < PER_TOKEN[role[0]] for role in roles):
             used.update(roles)
             kept.append(row)
     return kept

@@ -77,9 +77,11 @@ def coloured_tokens_multi(tokens: list[str], values: Float[Tensor, "pos label"],
     return circuitsvis("ColoredTokensMulti", tokens=tokens, values=values, labels=labels)
 
 
-def attention_heads(tokens: list[str], patterns: Float[Tensor, "head query key"]) -> Widget:
-    """Attention patterns, one map a head, with the tokens under the pointer."""
-    names = [f"head {h}" for h in range(len(patterns))]
+def attention_heads(
+    tokens: list[str], patterns: Float[Tensor, "head query key"], names: list[str] | None = None
+) -> Widget:
+    """Attention patterns, one map a head, with the tokens under the pointer; `names` are of the maps."""
+    names = names or [f"head {h}" for h in range(len(patterns))]
     return circuitsvis(
         "AttentionHeads", tokens=tokens, attention=torch.as_tensor(patterns), attentionHeadNames=names
     )

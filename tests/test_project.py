@@ -74,7 +74,7 @@ def test_every_import_of_the_helpers_is_declared_or_comes_with_what_is():
     """A direct import has to be a dependency, or a package that one of them is built on."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split("==", line)[0].replace("-", "_") for line in project["dependencies"]}
-    built_on = {"numpy", "safetensors", "jaxtyping", "tqdm", "IPython", "nbformat", "nbclient", "pygments"}
+    built_on = {"numpy", "safetensors", "jaxtyping", "tqdm", "IPython", "nbformat", "nbclient", "pygments", "PIL"}
     optional = {"spacy", "datasets"}  # imported where they are needed; transformer-lens brings datasets
     found = set()
     for file in (ROOT / "helpers").glob("*.py"):

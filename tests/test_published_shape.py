@@ -65,6 +65,11 @@ def neurons(folder: Path) -> dict:
     return run("run_neurons.py", folder)
 
 
+@pytest.fixture(scope="module")
+def heads(folder: Path) -> dict:
+    return run("run_heads.py", folder)
+
+
 def test_the_model_has_the_published_shape(results):
     assert results["shape"] == [1, 1024, 16, 4096, VOCABULARY, 512]
 
@@ -109,3 +114,14 @@ def test_the_neuron_helpers_run_and_ablate_exactly(neurons):
 def test_the_neuron_helpers_fit_into_4_gib(neurons):
     print(f"peak memory {neurons['peak bytes'] / 2**30:.2f} GiB")
     assert neurons["peak bytes"] < 4 * 2**30
+
+
+def test_the_head_helpers_run_and_their_sums_are_exact(heads):
+    assert heads["finite"] and heads["programs"] == heads["heads"] == 16 and heads["copying"] == 3 * 16
+    assert abs(heads["eigenvalues"]) < 0.2 and heads["rules"] >= 1
+    assert heads["graph error"] < 1e-3 and heads["shares"] < 1e-3
+
+
+def test_the_head_helpers_fit_into_4_gib(heads):
+    print(f"peak memory {heads['peak bytes'] / 2**30:.2f} GiB")
+    assert heads["peak bytes"] < 4 * 2**30
