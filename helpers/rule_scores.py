@@ -1,11 +1,12 @@
 """How good rules are: what they explain on other stories, beside tables, and what they say of a neuron's write."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.contexts import Contexts
+from helpers.estimates import Estimate
 from helpers.writes import logit_writes
 
 
@@ -80,3 +81,30 @@ def choose_writes(
         right.append(torch.where(itself, 0.5, (own > theirs).float()))
     score = [(x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp(min=1e-9) for x in (hoped, writes)]
     return torch.stack(right).mean(0), (score[0] * score[1]).mean(1)
+
+
+def carried(
+    predicted: Float[Tensor, "n neuron"],
+    activations: Float[Tensor, "n neuron"],
+    story: Int[Tensor, " n"],
+    weight: Float[Tensor, " neuron"],
+    level: float,
+    draws: int = 300,
+) -> Estimate:
+    """Total weight of the neurons of which at least `level` is explained, with a bootstrap interval over stories.
+
+    The deviations that the errors are compared with are taken from the mean over all stories.
+    """
+    stories = int(story.max()) + 1
+    sums = [torch.zeros(stories, len(weight)) for _ in range(2)]
+    centre = activations.mean(0)
+    for p, a, s in zip(predicted.split(4096), activations.split(4096), story.split(4096), strict=True):
+        sums[0].index_add_(0, s, (a - p).square())
+        sums[1].index_add_(0, s, (a - centre).square())
+    drawn = torch.randint(stories, (draws, stories), generator=torch.Generator().manual_seed(0))
+    times = torch.nn.functional.one_hot(drawn, stories).sum(1).float()
+    times = torch.cat([torch.ones(1, stories), times])
+    share = 1 - (times @ sums[0]) / (times @ sums[1]).clamp(min=1e-9)
+    totals = (share >= level).float() @ weight
+    low, high = totals[1:].quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Estimate(totals[0].item(), low, high)
