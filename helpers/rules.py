@@ -96,4 +96,7 @@ class Rule:
 
 def predictions(rules: list[Rule], coded: Coded) -> Float[Tensor, "n neuron"]:
     """What some rules expect at every position."""
-    return torch.stack([rule.predict(coded) for rule in rules], 1)
+    found = torch.empty(len(coded["token"][1]), len(rules))
+    for column, rule in enumerate(rules):
+        found[:, column] = rule.predict(coded)
+    return found
