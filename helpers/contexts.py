@@ -14,10 +14,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.corpus import opening_end, walk
-from helpers.files import WorkbookError
-from helpers.stories import CLASSES, EncodedStory, Story
+from helpers.stories import CLASSES, EncodedStory, Story, check_tagged
 
 ENDS = (".", "!", "?")
+KINDS_OF_LATEST = {"VERB": 0, "NOUN": 1, "PROPN": 2, "PRON": 2}  # which of LATEST a class of words is held in
 LATEST = ("latest verb", "latest noun", "latest name or pronoun", "first word of the sentence", "two tokens back")
 
 
@@ -92,58 +92,109 @@ def contexts(stories: Iterable[EncodedStory]) -> Contexts:
 
 
 def _of_story(encoded: EncodedStory, number: int) -> tuple:
-    if not encoded.story.words:
-        raise WorkbookError(
-            "The stories have no part-of-speech tags: make them with python -m helpers.tagging IN OUT."
-        )
-    families = list(vocabulary_of_families()["families"].values())
-    member = {lemma: i for i, lemmas in enumerate(families) for lemma in lemmas}
-    words, owner = encoded.story.words, encoded.word.tolist()
-    pieces = Counter(owner)
-    names = list(vocabulary_of_families()["families"])
-    theme = float(names.index(encoded.story.theme)) if encoded.story.theme in names else -1.0
-    family = [member.get(words[w].lemma, -1) if w >= 0 else -1 for w in owner]
+    """The columns of one story, in the order of Contexts' fields."""
+    check_tagged(encoded.story)
+    tokens, length = encoded.tokens, len(encoded.tokens) - 1
+    tag, family = _classes(encoded), _families(encoded)
+    sentences, fresh = _sentences(encoded)
+    states = _states(encoded, sentences, fresh, family)
+    return (
+        tokens[:-1], torch.cat([tokens[:1], tokens[:-2]]), tag[:-1], torch.cat([torch.tensor([-1]), tag[:-2]]),
+        encoded.penn[:-1], tokens[1:], tag[1:], torch.tensor(family[1:]), _whole_words(encoded)[1:],
+        torch.tensor(family[:-1]), states, torch.full((length,), number), torch.full((length,), _theme(encoded.story)),
+        _latest(encoded, sentences), torch.tensor(sentences),
+    )  # fmt: skip
+
+
+def _classes(encoded: EncodedStory) -> Int[Tensor, " pos"]:
+    """Number in CLASSES of each token's word, or -1."""
     number_of = {name: i for i, name in enumerate(CLASSES)}
-    tag = [number_of.get(name, -1) for name in encoded.universal]
-    end = opening_end(encoded.story.text)
-    states, sentences, seen_story = [], [], set()
-    quoted, sentence, fresh, name, verb, seen = False, 0, True, False, False, set()
-    text, tokens = encoded.story.text, encoded.tokens
-    held, latest, last_word = [0, 0, 0, 0], [], -1
-    kinds = {"VERB": 0, "NOUN": 1, "PROPN": 2, "PRON": 2}
-    for p, (a, b) in enumerate(encoded.spans.tolist()[:-1]):
-        piece = text[a:b]
-        if piece.count('"') % 2:
-            quoted = not quoted
-        begins = fresh
-        if last_word >= 0 and owner[p] != last_word:  # a word has ended: from here on it can be the latest
-            code = word_code(words[last_word].lemma)
-            if words[last_word].universal in kinds:
-                held[kinds[words[last_word].universal]] = code
-            held[3] = held[3] or code
-        last_word = owner[p]
-        latest.append([*held, int(tokens[p - 2]) if p > 1 else -1])
-        if p and piece.strip():
-            fresh = False
-        name, verb = name or encoded.universal[p] == "PROPN", verb or encoded.universal[p] == "VERB"
+    return torch.tensor([number_of.get(name, -1) for name in encoded.universal])
+
+
+def _families(encoded: EncodedStory) -> list[int]:
+    """Word family of each token's word, or -1."""
+    families = vocabulary_of_families()["families"].values()
+    member = {lemma: i for i, lemmas in enumerate(families) for lemma in lemmas}
+    words = encoded.story.words
+    return [member.get(words[w].lemma, -1) if w >= 0 else -1 for w in encoded.word.tolist()]
+
+
+def _theme(story: Story) -> float:
+    """The family that a story's theme is named after, or -1."""
+    names = list(vocabulary_of_families()["families"])
+    return float(names.index(story.theme)) if story.theme in names else -1.0
+
+
+def _whole_words(encoded: EncodedStory) -> Bool[Tensor, " pos"]:
+    """Whether each token is a whole word."""
+    pieces = Counter(encoded.word.tolist())
+    return torch.tensor([w >= 0 and pieces[w] == 1 for w in encoded.word.tolist()])
+
+
+def _pieces(encoded: EncodedStory) -> list[str]:
+    """The text of each scored token."""
+    return [encoded.story.text[a:b] for a, b in encoded.spans[:-1].tolist()]
+
+
+def _sentences(encoded: EncodedStory) -> tuple[list[int], list[bool]]:
+    """Number of each scored token's sentence in its story, and whether no word of it has come before the token."""
+    numbers, begins, number, fresh = [], [], 0, True
+    for p, piece in enumerate(_pieces(encoded)):
+        numbers.append(number)
+        begins.append(fresh)
+        fresh = fresh and not (p and piece.strip())
+        if _ends(piece):
+            number, fresh = number + 1, True
+    return numbers, begins
+
+
+def _ends(piece: str) -> bool:
+    """Whether a sentence ends with this piece of text."""
+    return any(mark in piece for mark in ENDS) or "\n" in piece
+
+
+def _states(
+    encoded: EncodedStory, sentences: list[int], fresh: list[bool], family: list[int]
+) -> Bool[Tensor, "n state"]:
+    """The columns of `state_names`."""
+    owner, universal = encoded.word.tolist(), encoded.universal
+    end, rows = opening_end(encoded.story.text), []
+    count, quoted = len(vocabulary_of_families()["families"]), False
+    name = verb = False
+    seen: set[int] = set()
+    seen_story: set[int] = set()
+    for p, piece in enumerate(_pieces(encoded)):
+        if p and sentences[p] != sentences[p - 1]:
+            name, verb, seen = False, False, set()
+        quoted ^= piece.count('"') % 2 == 1
+        name, verb = name or universal[p] == "PROPN", verb or universal[p] == "VERB"
         if family[p] >= 0:
             seen.add(family[p])
             seen_story.add(family[p])
         inside = p + 1 < len(owner) and owner[p] >= 0 and owner[p + 1] == owner[p]
-        in_sentence = [f in seen for f in range(len(families))]
-        in_story = [f in seen_story for f in range(len(families))]
-        states.append([quoted, begins, b <= end, name, verb, inside, *in_sentence, *in_story])
-        sentences.append(sentence)
-        if any(mark in piece for mark in ENDS) or "\n" in piece:
-            sentence, fresh, name, verb, seen, held[3] = sentence + 1, True, False, False, set(), 0
-            last_word = -1 if owner[p] >= 0 and words[owner[p]].universal == "PUNCT" else last_word
-    return (
-        tokens[:-1], torch.cat([tokens[:1], tokens[:-2]]), torch.tensor(tag[:-1]), torch.tensor([-1, *tag[:-2]]), encoded.penn[:-1],
-        tokens[1:], torch.tensor(tag[1:]), torch.tensor(family[1:]),
-        torch.tensor([w >= 0 and pieces[w] == 1 for w in owner[1:]]), torch.tensor(family[:-1]), torch.tensor(states),
-        torch.full((len(tokens) - 1,), number),
-        torch.full((len(tokens) - 1,), theme), torch.tensor(latest), torch.tensor(sentences),
-    )  # fmt: skip
+        scopes = [f in group for group in (seen, seen_story) for f in range(count)]
+        rows.append([quoted, fresh[p], int(encoded.spans[p, 1]) <= end, name, verb, inside, *scopes])
+    return torch.tensor(rows)
+
+
+def _latest(encoded: EncodedStory, sentences: list[int]) -> Int[Tensor, "n kind"]:
+    """The columns of LATEST: a word can be the latest from the token after its last one on."""
+    words, owner, tokens = encoded.story.words, encoded.word.tolist(), encoded.tokens.tolist()
+    held, rows, last_word = [0, 0, 0, 0], [], -1
+    for p in range(len(tokens) - 1):
+        if p and sentences[p] != sentences[p - 1]:
+            held[3] = 0
+            # the mark that ended the sentence is not the first word of the next one
+            last_word = -1 if last_word >= 0 and words[last_word].universal == "PUNCT" else last_word
+        if last_word >= 0 and owner[p] != last_word:
+            code, kind = word_code(words[last_word].lemma), KINDS_OF_LATEST.get(words[last_word].universal)
+            if kind is not None:
+                held[kind] = code
+            held[3] = held[3] or code
+        last_word = owner[p]
+        rows.append([*held, tokens[p - 2] if p > 1 else -1])
+    return torch.tensor(rows)
 
 
 def token_classes(context: Contexts, vocabulary: int, least: int = 2) -> Int[Tensor, " vocabulary"]:

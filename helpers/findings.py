@@ -43,9 +43,19 @@ class Finding:
         )
 
     @property
+    def near(self) -> bool:
+        """Whether the claim is neither shown nor refuted: the interval spans the threshold, and the control does not pass."""
+        if self.holds or self.interval is None:
+            return False
+        passes = COMPARISONS[self.comparison]
+        return len({passes(end, self.threshold) for end in self.interval}) == 2 and not passes(
+            self.control, self.threshold
+        )
+
+    @property
     def verdict(self) -> str:
-        """The verdict in words."""
-        return "holds" if self.holds else "does not hold"
+        """The verdict in words: `not shown` is a near miss, which the interval leaves open."""
+        return "holds" if self.holds else "not shown" if self.near else "does not hold"
 
     def number(self, value: float) -> str:
         """A value rounded for print, with its unit."""

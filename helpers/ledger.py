@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from helpers.contexts import Contexts
 from helpers.files import write_text
 from helpers.neuron_stats import NeuronStats
 from helpers.stories import CLASSES
@@ -49,18 +48,6 @@ def read_classes(stats: NeuronStats, least: int = 50) -> Int[Tensor, " neuron"]:
     ids, kept = torch.tensor(list(grouping.rows)), grouping.counts >= least
     means = grouping.sums[kept] / grouping.counts[kept, None].float()
     return ids[kept][means.argmax(0)]
-
-
-def class_transitions(context: Contexts) -> Float[Tensor, "class class"]:
-    """Log of how much more often a class comes next after a class than anywhere (pointwise mutual information, nats);
-    0 where either is rare."""
-    counts = torch.zeros(len(CLASSES), len(CLASSES))
-    known = (context.tag >= 0) & (context.target_tag >= 0)
-    counts.index_put_(
-        (context.tag[known], context.target_tag[known]), torch.ones(int(known.sum())), accumulate=True
-    )
-    expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
-    return torch.where(expected >= 1, ((counts + 1) / (expected + 1)).log(), 0)
 
 
 def strongest_tokens(stats: NeuronStats, top: int = 8, least: int = 5) -> Int[Tensor, "neuron top"]:

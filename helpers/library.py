@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers.files import WorkbookError, write_json
 from helpers.findings import Finding
 
-STATUSES = ("holds", "partly", "refuted")
+STATUSES = ("holds", "partly", "not shown", "refuted")
 KINDS = ("neuron", "neuron family", "head", "circuit", "population")
 
 
@@ -85,9 +85,11 @@ class Entry:
 
 
 def status_of(evidence: list[Finding]) -> str:
-    """`holds` if all findings hold, `refuted` if none does, else `partly`."""
+    """`holds` if all findings hold, `partly` if some do; else `not shown` if one is a near miss, `refuted` if none is."""
     held = [finding.holds for finding in evidence]
-    return "holds" if all(held) else "partly" if any(held) else "refuted"
+    if any(held):
+        return "holds" if all(held) else "partly"
+    return "not shown" if any(finding.near for finding in evidence) else "refuted"
 
 
 class Library:

@@ -1,7 +1,6 @@
 """Families of neurons found by what they read and what they write, and the tests that could refute them."""
 
 import dataclasses
-import re
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,8 +8,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.circuits import residual_losses
-from helpers.contexts import Contexts, family_tokens, state_names, token_classes, vocabulary_of_families
-from helpers.estimates import Estimate
+from helpers.contexts import Contexts, family_tokens, token_classes, vocabulary_of_families
 from helpers.neuron_ablation import losses_without
 from helpers.stories import CLASSES
 from helpers.writes import group_effect, logit_writes
@@ -121,60 +119,6 @@ def set_effects(
     return losses_without(model, residual, activations, means, target, sets).T - before
 
 
-def sentence_activation(
-    members: Int[Tensor, " k"],
-    context: Contexts,
-    activations: Float[Tensor, "n neuron"],
-    means: Float[Tensor, " neuron"],
-    deviations: Float[Tensor, " neuron"],
-    family: str,
-) -> Float[Tensor, " sentences"]:
-    """Mean standardised activation of some neurons over each sentence's tokens before its first word of the family."""
-    if not len(members):
-        return torch.zeros(int(context.sentence.max()) + 1)
-    standard = ((activations[:, members] - means[members]) / deviations[members].float()).mean(1)
-    seen = context.states[:, state_names().index(f"after {family} words in this sentence")]
-    return sentence_scores(standard, context.sentence, ~seen)
-
-
-def sentence_labels(context: Contexts, family: int) -> Bool[Tensor, " sentences"]:
-    """Whether a sentence has a word of the word family in it."""
-    here = (context.word_family == family).float()
-    return sentence_scores(here, context.sentence, torch.ones_like(context.sentence, dtype=torch.bool)) > 0
-
-
-def sentence_scores(
-    values: Float[Tensor, " n"], sentence: Int[Tensor, " n"], kept: Bool[Tensor, " n"]
-) -> Float[Tensor, " sentences"]:
-    """Mean of a value over the kept positions of each sentence (nan where none is kept)."""
-    count = int(sentence.max()) + 1
-    total = torch.zeros(count).index_add_(0, sentence[kept], values[kept])
-    size = torch.zeros(count).index_add_(0, sentence[kept], torch.ones(int(kept.sum())))
-    return total / torch.where(size > 0, size, torch.nan)
-
-
-def detection(scores: Float[Tensor, " k"], truth: Bool[Tensor, " k"], threshold: float) -> dict[str, float]:
-    """Precision, recall, F1 of `scores >= threshold`, and the area under the ROC curve."""
-    guess = scores >= threshold
-    hits = (guess & truth).sum().item()
-    precision, recall = hits / max(1, guess.sum().item()), hits / max(1, truth.sum().item())
-    ranks = scores.argsort().argsort().double() + 1
-    positive, negative = truth.sum().item(), (~truth).sum().item()
-    area = (ranks[truth].sum().item() - positive * (positive + 1) / 2) / max(1, positive * negative)
-    return {
-        "precision": precision,
-        "recall": recall,
-        "F1": 2 * precision * recall / max(1e-9, precision + recall),
-        "AUC": area,
-    }
-
-
-def best_threshold(scores: Float[Tensor, " k"], truth: Bool[Tensor, " k"]) -> float:
-    """The threshold of the highest F1, from a grid of the scores' quantiles (to be chosen on explore)."""
-    grid = scores.quantile(torch.linspace(0.02, 0.98, 49)).tolist()
-    return max(grid, key=lambda threshold: detection(scores, truth, threshold)["F1"])
-
-
 @dataclasses.dataclass(frozen=True)
 class CausalTest:
     """What ablating a family costs where its words come next, beside matched random sets.
@@ -234,33 +178,3 @@ def causal_test(
     curve, others = found[: len(sizes)], found[len(sizes) :]
     beaten = (others < curve[-1]).float().mean().item()
     return CausalTest(curve[-1].item(), others, beaten, sizes, curve.tolist(), len(rows))
-
-
-def push_vector(
-    model: TransformerBridge, neurons: Int[Tensor, " k"], deviations: Float[Tensor, " neuron"], dose: float
-) -> Float[Tensor, " d_model"]:
-    """What raising each of some neurons by `dose` of its standard deviations adds to the MLP's write."""
-    return dose * deviations[neurons].float() @ model.W_out[0][neurons]
-
-
-def word_rate(texts: list[str], words: set[str]) -> float:
-    """How many of a thousand words (letters and apostrophes, lower case) are among `words`."""
-    found = [word for text in texts for word in re.findall(r"[a-z']+", text.lower())]
-    return 1000 * sum(word in words for word in found) / max(1, len(found))
-
-
-def rate_ratio(steered: list[str], plain: list[str], words: set[str], draws: int = 1000) -> Estimate:
-    """How many times as frequent `words` are in some texts as in others, with a bootstrap interval over the texts."""
-    generator = torch.Generator().manual_seed(0)
-    rates = []
-    for texts in (steered, plain):
-        found = [re.findall(r"[a-z']+", text.lower()) for text in texts]
-        counts = torch.tensor(
-            [[sum(word in words for word in row), len(row)] for row in found], dtype=torch.double
-        )
-        again = torch.randint(len(counts), (draws, len(counts)), generator=generator)
-        totals = counts[torch.cat([torch.arange(len(counts))[None], again])].sum(1)
-        rates.append((totals[:, 0] + 0.5) / totals[:, 1].clamp(min=1))
-    ratio = rates[0] / rates[1]
-    low, high = ratio[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-    return Estimate(ratio[0].item(), low, high)

@@ -28,11 +28,19 @@ def populations(
     return figure
 
 
-def accumulation(ranks: list[int], series: dict[str, list[float]], title: str) -> Figure:
-    """How an effect adds up over neurons taken by rank, one line a way of adding."""
+def accumulation(
+    ranks: list[int],
+    series: dict[str, list[float]],
+    title: str,
+    band: tuple[str, list[int], list[float], list[float]] | None = None,
+) -> Figure:
+    """How an effect adds up over neurons taken by rank, one line a way of adding; band: name, ranks, lowest, highest."""
     figure, (axis,) = new_axes(8.5, 3.4)
-    for (name, values), style in zip(series.items(), ("-o", "--s", ":^", "-.v"), strict=False):
+    for (name, values), style in zip(series.items(), ("-o", "--s", "-.v", ":^"), strict=False):
         axis.plot(ranks, values, style, ms=3.5, lw=1.6, label=name)
+    if band:
+        name, places, low, high = band
+        axis.fill_between(places, low, high, color=COLOURS["control"], alpha=0.5, label=name)
     axis.set(title=title, xlabel="neurons removed", ylabel="nats a token lost", xscale="log", yscale="log")
     axis.set_ylim(1e-3, 2 * max(max(values) for values in series.values()))
     axis.legend(frameon=False, fontsize=8.5)
@@ -59,18 +67,21 @@ def scatter(
     return figure
 
 
-def dose(doses: list[float], rate: list[float], control: list[float], loss: list[float], title: str) -> Figure:
-    """A dose-response curve with its control, beside the cost in fluency."""
-    figure, (left, right) = new_axes(9, 3.0, columns=2)
-    left.plot(doses, rate, "-o", color=COLOURS["model"], label="the family")
-    left.plot(doses, control, "--o", color=COLOURS["control"], label="matched neurons, same push")
-    left.set_ylim(bottom=0)
-    left.legend(frameon=False, fontsize=8)
-    left.set(xlabel="dose (standard deviations)", ylabel="family's words, per 1,000 words", title=title)
-    right.plot(doses, loss, "-o", color=COLOURS["accent"])
-    right.set(
-        xlabel="dose (standard deviations)", ylabel="nats a token, unsteered model", title="Fluency of the samples"
-    )
+def doses(rows: dict[str, tuple[tuple[float, ...], list[float], list[float], list[float]]], title: str) -> Figure:
+    """Dose-response, one panel a family: doses, its words per 1,000, the same for matched neurons, and fluency (nats)."""
+    figure, axes = new_axes(10.5, 3.1, columns=max(1, len(rows)))
+    for axis, (name, (dose, rate, control, loss)) in zip(axes, rows.items(), strict=False):
+        axis.plot(dose, rate, "-o", color=COLOURS["model"], label="the family")
+        axis.plot(dose, control, "--o", color=COLOURS["control"], label="matched neurons, same push")
+        for x, y, nats in zip(dose, rate, loss, strict=True):
+            axis.annotate(
+                f"{nats:.1f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
+        axis.set_ylim(0, 1.2 * max(*rate, *control, 1e-9))
+        axis.set(xlabel="dose (standard deviations)", title=name)
+    axes[0].set_ylabel("its words, per 1,000 words")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure
 
 

@@ -77,6 +77,18 @@ def load_stories(source: str | Path | None = None, split: Split | None = None) -
     return list(stream_stories(source, split))
 
 
+def check_tagged(story: Story) -> None:
+    """Refuse a story without tags.
+
+    Raises:
+        WorkbookError: the story has no part-of-speech tags.
+    """
+    if not story.words:
+        raise WorkbookError(
+            "The stories have no part-of-speech tags: make them with python -m helpers.tagging IN OUT."
+        )
+
+
 def _words(record: dict) -> tuple[Word, ...]:
     try:
         columns = [

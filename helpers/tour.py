@@ -23,7 +23,7 @@ from helpers.corpus import Batch, run_streams, walk
 from helpers.files import WorkbookError
 from helpers.ngrams import ORDERS
 from helpers.stories import CLASSES as UNIVERSAL
-from helpers.stories import Story
+from helpers.stories import Story, check_tagged
 
 Columns = dict[str, Float[Tensor, " n"]]
 POSITION_EDGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -75,10 +75,8 @@ def check_stories(stories: list[Story]) -> list[Story]:
     """
     if not stories:
         raise WorkbookError("No story is left in this half: give more stories, or unset TINYSTORIES_STORIES.")
-    if not all(story.words for story in stories):
-        raise WorkbookError(
-            "The stories have no part-of-speech tags: make them with python -m helpers.tagging IN OUT."
-        )
+    for story in stories:
+        check_tagged(story)
     if not all(has_ngram_losses(story.text) for story in stories):
         raise WorkbookError(
             "The stories have no stored n-gram losses, which this notebook compares with: unset TINYSTORIES_STORIES, "

@@ -6,11 +6,14 @@ import sys
 
 import torch
 
-from helpers import load_model, load_stories, neuron_ablation, neuron_families, rules
+from helpers import load_model, load_stories, neuron_ablation, neuron_families
 from helpers.contexts import gather, token_classes
 from helpers.corpus import walk
 from helpers.ledger import build_ledger, decoder
 from helpers.neuron_stats import collect
+from helpers.predicates import coded_slots, word_groups
+from helpers.rule_fitting import Slots, propose
+from helpers.rules import predictions
 from helpers.tour import UNIVERSAL
 from helpers.writes import write_shape
 
@@ -26,7 +29,9 @@ def main(folder: str) -> dict:
     quick = effects[:, [0, 4095]].mean(0)
     context, activations, residual = gather(model, stories)
     shape = write_shape(model, token_classes(context, model.cfg.d_vocab))
-    found = rules.propose(context, activations[:, :256].clone(), terms=2)
+    groups = word_groups(model, context)
+    found = propose(Slots(context, groups), activations[:, :256].contiguous(), listed=6)
+    expected = predictions(found, coded_slots(context, groups))
     family = neuron_families.find_family(model, context, activations, "searching")
     sizes = stats.moments()["mean size"].float()
     some = neuron_families.Family("searching", family.read, family.write, torch.tensor([1, 2]), family.supports)
@@ -38,7 +43,11 @@ def main(folder: str) -> dict:
     return {
         "error": (quick - honest).abs().max().item(),
         "ledger": list(ledger.shape),
-        "finite": bool(effects.isfinite().all() and ledger.select_dtypes("number").notna().all().all()),
+        "finite": bool(
+            expected.isfinite().all()
+            and effects.isfinite().all()
+            and ledger.select_dtypes("number").notna().all().all()
+        ),
         "rules": len(found),
         "beaten": test.beaten,
         "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,

@@ -12,19 +12,12 @@ from helpers.contexts import (
     vocabulary_of_families,
     word_code,
 )
+from helpers.family_detection import Halves, best_threshold, detect, detection, label_kinds, sentence_scores, units
 from helpers.files import WorkbookError
-from helpers.neuron_families import (
-    best_threshold,
-    detection,
-    find_family,
-    matched_sets,
-    push_vector,
-    reading_positions,
-    sentence_scores,
-    set_effects,
-    word_rate,
-)  # fmt: skip
-from helpers.stories import Story, Word, encode_story
+from helpers.grammar import likeliest_next
+from helpers.neuron_families import find_family, matched_sets, reading_positions, set_effects
+from helpers.steering import push_vector, rate_ratio, steer, word_rate
+from helpers.stories import CLASSES, Story, Word, encode_story
 
 TEXT = 'Tom said, "I look." He ran.\nA dog slept.'
 ROWS = [
@@ -147,3 +140,46 @@ def test_pushing_and_counting(model):
     push = push_vector(model, torch.tensor([4]), torch.ones(model.cfg.d_mlp), 2.0)
     torch.testing.assert_close(push, 2 * model.W_out[0, 4])
     assert word_rate(["He looked. They look!"], {"looked", "look"}) == 500
+
+
+def test_a_neuron_that_knows_the_next_class_is_detected_and_noise_is_not(explored):
+    context, activations, _ = explored
+    name = "pronoun to verb or adverb"
+    made = torch.randn(activations.shape, generator=torch.Generator().manual_seed(0))
+    made[:, 0] += 4.0 * (context.target_tag == CLASSES.index("VERB"))
+    half = Halves(context, made, made.mean(0), made.std(0))
+    found = detect(half, half, torch.tensor([0]), [torch.tensor([j]) for j in range(1, 9)], name, "syntax")
+    assert found["AUC"] > 0.75 and 0.4 < found["matched"] < 0.65
+    scores, truth = units(half, torch.tensor([0]), name, "syntax")
+    assert len(scores) == len(truth) == int(reading_positions(context, name).sum())
+
+
+def test_word_families_have_two_labels_and_leave_out_sentences_that_begin_with_them(explored):
+    context, activations, _ = explored
+    half = Halves(context, activations, activations.mean(0), activations.std(0))
+    assert label_kinds("searching") == ["word", "theme"]
+    scores, truth = units(half, torch.tensor([3]), "searching", "word")
+    assert not scores.isnan().any() and 0 < truth.float().mean() < 0.5
+    none, _ = units(half, torch.tensor([], dtype=torch.long), "searching", "word")
+    assert (none == 0).all()
+
+
+def test_steering_pushes_both_sides_equally_hard_and_starts_from_the_plain_texts(model):
+    deviations = torch.ones(model.cfg.d_mlp)
+    run = steer(model, torch.tensor([4]), torch.tensor([9]), deviations, ["a b", "c d"], (3.0,), tokens=5)
+    assert run.doses == (0.0, 3.0) and run.texts[0.0] == run.others[0.0] == ["a b", "c d"]
+    assert len(run.texts[3.0]) == 2 and len(run.losses) == 2
+
+
+def test_the_ratio_of_rates():
+    ratio = rate_ratio(["look at it"] * 20, ["see it here now look then go"] * 20, {"look"})
+    assert 2.2 < ratio.mean < 2.4
+
+
+def test_the_likeliest_next_classes(explored):
+    after = likeliest_next(explored[0])
+    assert after.sum(1).eq(3).all()
+    assert (
+        after[CLASSES.index("DET"), CLASSES.index("NOUN")]
+        and not after[CLASSES.index("DET"), CLASSES.index("PUNCT")]
+    )

@@ -21,12 +21,15 @@ def finding(value: float, **changes) -> Finding:
         (0.5, {}, "holds"),
         (0.49, {}, "does not hold"),
         (0.6, {"interval": (0.51, 0.7)}, "holds"),
-        (0.6, {"interval": (0.49, 0.7)}, "does not hold"),  # the nearer end misses
+        (0.6, {"interval": (0.49, 0.7)}, "not shown"),  # the nearer end misses
+        (0.4, {"interval": (0.3, 0.51)}, "not shown"),  # the further end passes
+        (0.4, {"interval": (0.3, 0.49)}, "does not hold"),
+        (0.6, {"interval": (0.49, 0.7), "control": 0.6}, "does not hold"),
         (0.6, {"control": 0.5}, "does not hold"),  # the control passes as well
         (0.6, {"control": 0.9}, "does not hold"),
         (0.4, {"comparison": "at most", "control": 0.9}, "holds"),
         (0.5, {"comparison": "at most", "control": 0.9}, "holds"),
-        (0.4, {"comparison": "at most", "control": 0.9, "interval": (0.3, 0.51)}, "does not hold"),
+        (0.4, {"comparison": "at most", "control": 0.9, "interval": (0.3, 0.51)}, "not shown"),
         (0.4, {"comparison": "at most", "control": 0.1}, "does not hold"),
         (-1.5, {"comparison": "at most", "threshold": -1.0, "control": 0.0}, "holds"),
         (float("nan"), {}, "does not hold"),

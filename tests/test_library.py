@@ -14,7 +14,7 @@ from helpers.library import STATUSES, Entry, Library, status_of
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-def finding(value):
+def finding(value, **more):
     return Findings("x").add(
         f"Claim {value}.",
         value,
@@ -23,6 +23,7 @@ def finding(value):
         threshold=0.5,
         control=0.1,
         control_name="twin",
+        **more,
     )
 
 
@@ -40,6 +41,11 @@ def test_a_library_is_read_as_it_was_written(tmp_path):
 
 def test_partly_is_between():
     assert status_of([finding(0.9), finding(0.1)]) == "partly"
+
+
+def test_a_near_miss_is_not_refuted():
+    assert status_of([finding(0.45, interval=(0.4, 0.55)), finding(0.2)]) == "not shown"
+    assert status_of([finding(0.45, interval=(0.4, 0.49))]) == "refuted"
 
 
 @pytest.mark.parametrize("field", ["status", "kind", "evidence", "sentence"])

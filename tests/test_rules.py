@@ -1,11 +1,16 @@
 """Rules: planted ones are found, score well on unseen stories, and are worthless when dealt to other neurons."""
 
+import math
+
 import pytest
 import torch
 
 from helpers.contexts import gather
 from helpers.ledger import decoder
-from helpers.rules import expected_words, explained, propose, rule_variables, short_text
+from helpers.predicates import LEVELS, Wording, coded_slots, group_slot, lemma_names, word_groups
+from helpers.rule_fitting import LEAST_COUNT, Slots, full_tables, propose
+from helpers.rule_scores import carried, expected_words, explained, lookup_explained
+from helpers.rules import Rule, Term, expected_gelu, predictions
 from helpers.stories import CLASSES
 
 
@@ -15,70 +20,143 @@ def halves(model, stories):
 
 
 @pytest.fixture(scope="module")
+def groups(model, halves):
+    return word_groups(model, halves[0])
+
+
+@pytest.fixture(scope="module")
+def slots(halves, groups):
+    return Slots(halves[0], groups)
+
+
+@pytest.fixture(scope="module")
+def coded(halves, groups):
+    return coded_slots(halves[1], groups)
+
+
+@pytest.fixture(scope="module")
 def common(halves):
     return torch.bincount(halves[0].token).topk(6).indices
 
 
+@pytest.fixture
+def wording(model, groups, stories):
+    return Wording(groups, lemma_names(stories[:60]), decoder(model.tokenizer))
+
+
 def planted(context, common, seed):
     """Three made neurons: two words; a class; a state and a word after which it is quiet. And one of noise."""
-    noise = torch.randn(len(context.token), 4, generator=torch.Generator().manual_seed(seed)) * 0.3
-    noise[:, 0] += 2.0 * torch.isin(context.token, common[[1, 3]])
-    noise[:, 1] += 1.5 * (context.tag == CLASSES.index("VERB"))
-    noise[:, 2] += 2.0 * context.states[:, 0] - 1.5 * (context.previous == common[2])
-    return noise
+    push = torch.randn(len(context.token), 4, generator=torch.Generator().manual_seed(seed)) * 0.3 - 0.5
+    push[:, 0] += 2.0 * torch.isin(context.token, common[[1, 3]])
+    push[:, 1] += 1.5 * (context.tag == CLASSES.index("VERB"))
+    push[:, 2] += 2.0 * context.states[:, 0] - 1.5 * (context.previous == common[2])
+    return torch.nn.functional.gelu(push)
 
 
-def test_planted_rules_are_found_and_hold_on_unseen_stories(halves, common):
-    rules = propose(halves[0], planted(halves[0], common, 0))
-    scores = explained(rules, halves[1], planted(halves[1], common, 1))
-    assert (scores[:3] > 0.6).all()
-    first = rules[0].terms[0]
-    assert first.variable == "token" and set(first.groups) == set(common[[1, 3]].tolist())
-    assert rules[1].terms[0].variable in ("tag", "tags")
-    assert {term.variable for term in rules[2].terms[:2]} == {"inside quotes", "previous"}
+@pytest.fixture(scope="module")
+def found(slots, halves, common):
+    return propose(slots, planted(halves[0], common, 0))
 
 
-def test_noise_gets_no_rule_that_holds(halves, common):
-    rules = propose(halves[0], planted(halves[0], common, 0))
-    scores = explained(rules, halves[1], planted(halves[1], common, 1))
-    assert scores[3] < 0.02
+def test_planted_rules_are_found_and_hold_on_unseen_stories(found, halves, common, coded):
+    scores = explained(predictions(found, coded), planted(halves[1], common, 1))
+    assert (scores[:3] > 0.6).all() and scores[3] < 0.05
+    assert "inside quotes" in {term.slot for term in found[2].terms}
 
 
-def test_rules_dealt_to_other_neurons_fail(halves, common):
-    rules = propose(halves[0], planted(halves[0], common, 0))
-    dealt = [rules[j] for j in (1, 2, 0, 3)]
-    assert (explained(dealt, halves[1], planted(halves[1], common, 1))[:3] < 0.2).all()
+def test_rules_dealt_to_other_neurons_fail(found, halves, common, coded):
+    dealt = [found[j] for j in (1, 2, 0, 3)]
+    assert (explained(predictions(dealt, coded), planted(halves[1], common, 1))[:3] < 0.2).all()
 
 
-def test_proposing_in_chunks_changes_nothing(halves, common):
+def test_a_rule_lists_no_more_than_it_may_and_nothing_rare(slots, halves, common):
     values = planted(halves[0], common, 0)
-    whole = propose(halves[0], values.clone())
-    parts = propose(halves[0], values[:, :2].clone(), 0) + propose(halves[0], values[:, 2:].clone(), 2)
+    few = propose(slots, values, listed=6)
+    assert all(rule.listed() <= 6 for rule in few)
+    for term in (term for rule in few for term in rule.terms if term.slot == "token"):
+        assert all((halves[0].token == group).sum() >= LEAST_COUNT for group in term.groups)
+
+
+def test_proposing_in_chunks_changes_nothing(slots, found, halves, common):
+    values = planted(halves[0], common, 0)
+    parts = propose(slots, values[:, :2].contiguous(), 0) + propose(slots, values[:, 2:].contiguous(), 2)
     assert [rule.neuron for rule in parts] == [0, 1, 2, 3]
-    assert [[term.groups for term in rule.terms] for rule in whole] == [
-        [term.groups for term in rule.terms] for rule in parts
-    ]
+    assert [rule.terms for rule in parts[:3]] == [rule.terms for rule in found[:3]]
 
 
-def test_a_rule_is_a_sentence(model, halves, common):
-    rule = propose(halves[0], planted(halves[0], common, 0))[0]
-    decode = decoder(model.tokenizer)
-    text = rule.text(decode)
-    assert text.startswith("Fires on “") and text.endswith(".") and decode(int(common[1])) in text
-    assert short_text(rule, decode, words=9) == text and "and 1 more" in short_text(rule, decode, words=1)
+def test_tables_of_everything_explain_at_least_as_much_where_they_were_fitted(
+    slots, found, halves, common, groups
+):
+    values, here = planted(halves[0], common, 0), coded_slots(halves[0], groups)
+    whole = explained(predictions(full_tables(slots, values), here), values)
+    assert (whole[:3] > explained(predictions(found, here), values)[:3] - 0.05).all()
+
+
+def test_the_mean_of_gelu_over_a_normal_variable():
+    points = torch.linspace(-8, 8, 4001, dtype=torch.double)
+    weight = torch.softmax(-(points**2) / 2, 0)
+    for mean, spread in ((0.3, 0.5), (-2.0, 1.5), (1.0, 0.01)):
+        exact = (torch.nn.functional.gelu(mean + spread * points) * weight).sum()
+        at = torch.tensor(mean, dtype=torch.double, requires_grad=True)
+        value, slope = expected_gelu(at, spread)
+        value.backward()
+        assert math.isclose(value.item(), exact.item(), abs_tol=1e-5)
+        assert math.isclose(slope.item(), at.grad.item(), abs_tol=1e-6)
+
+
+def test_a_term_pushes_where_it_is_true_and_nowhere_else(coded, common):
+    values, inverse = coded["token"]
+    push = Term("token", (int(common[0]), 10**6), (1.5, 9.0)).push(coded)
+    assert torch.equal(push, 1.5 * (values[inverse] == common[0]))
+
+
+def test_a_rule_is_a_sentence(found, wording, common):
+    text = found[0].text(wording)
+    assert text.startswith("Fires ") and text.endswith(".")
+    assert wording.decode(int(common[1])).strip("␣").lower() in text.lower()
+    short = found[2].text(wording, most=1, terms=1)
+    assert len(short) <= len(found[2].text(wording)) and "more" in short
+    assert Rule(0, 0.0, 1.0, ()).text(wording) == "No rule found."
+
+
+def test_every_slot_has_words_for_its_values(wording, coded):
+    for name, (values, _) in coded.items():
+        if name in wording.groups.names or name.startswith(("after ", "in the ", "inside", "at the", "within")):
+            continue
+        for value in values[:5].tolist():
+            assert wording.value(name, value)
+
+
+def test_words_spelled_in_another_way_are_one_group(model, groups):
+    ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (" he", "He", " He")]
+    assert len({int(groups.of[0, i]) for i in ids}) == 1
+    assert len(groups.of) == len(LEVELS) == len(groups.names)
+
+
+def test_groups_of_like_words_follow_from_the_token(coded, groups):
+    name = group_slot("token", LEVELS[2])
+    values, inverse = coded["token"]
+    assert torch.equal(coded[name][0][coded[name][1]], groups.of[2][values[inverse]])
 
 
 def test_expected_words_follow_where_the_rule_fires(model, halves):
     context = halves[0]
     here = context.token == torch.bincount(context.token).argmax()
-    rule = propose(context, (2.0 * here)[:, None].float())[0]
-    lift = expected_words([rule], context, model.cfg.d_vocab)[0]
+    lift = expected_words((2.0 * here)[:, None].float(), context, model.cfg.d_vocab)[0]
     after = torch.bincount(context.target[here], minlength=len(lift)).float()
     before = torch.bincount(context.target, minlength=len(lift)).float()
     often = (before >= 5) & (after >= 5) & (after / here.sum() > 3 * before / len(here))
     assert often.any() and (lift[often] > 0.5).all()
 
 
-def test_variables_are_there_for_every_position(halves):
-    for values in rule_variables(halves[0]).values():
-        assert values.shape == halves[0].token.shape
+def test_a_table_of_tokens_explains_a_neuron_of_tokens(halves, common):
+    explore, confirm = (torch.isin(half.token, common[:2])[:, None].float() for half in halves)
+    assert lookup_explained(halves[0], explore, halves[1], confirm)[0] > 0.95
+
+
+def test_what_good_rules_carry(halves):
+    story = halves[1].story
+    truth = torch.randn(len(story), 3, generator=torch.Generator().manual_seed(0))
+    predicted = truth * torch.tensor([1.0, 0.0, 1.0])
+    found = carried(predicted, truth, story, torch.tensor([0.5, 0.3, 0.2]), 0.5)
+    assert found.mean == pytest.approx(0.7) and found.low <= 0.7 <= found.high + 1e-6

@@ -1,0 +1,110 @@
+"""How good rules are: what they explain on other stories, beside tables, and what they say of a neuron's write."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.contexts import Contexts
+from helpers.estimates import Estimate
+from helpers.writes import logit_writes
+
+
+def explained(
+    predicted: Float[Tensor, "n neuron"], activations: Float[Tensor, "n neuron"]
+) -> Float[Tensor, " neuron"]:
+    """Share of each neuron's variance that is predicted: 1 - squared error over variance; below 0 if it misleads."""
+    error = torch.stack([(a - p).square().mean() for p, a in zip(predicted.T, activations.T, strict=True)])
+    return 1 - error / activations.var(0, unbiased=False).clamp(min=1e-12)
+
+
+def lookup_explained(
+    explore: Contexts,
+    activations: Float[Tensor, "n neuron"],
+    confirm: Contexts,
+    held_out: Float[Tensor, "m neuron"],
+    prior: float = 5.0,
+) -> Float[Tensor, " neuron"]:
+    """Share of each neuron's variance on confirm that a full table of means by current token explains.
+
+    No sentence, but the measure of one: means of explore, shrunk towards the overall mean by `prior` positions.
+    """
+    size = int(max(explore.token.max(), confirm.token.max())) + 1
+    sums = torch.zeros(size, activations.shape[1]).index_add_(0, explore.token, activations)
+    counts = torch.bincount(explore.token, minlength=size)[:, None]
+    table = (sums + prior * activations.mean(0)) / (counts + prior)
+    parts = zip(held_out.split(4096), confirm.token.split(4096), strict=True)
+    error = sum((part - table[tokens]).pow(2).sum(0) for part, tokens in parts)
+    return 1 - error / len(held_out) / held_out.var(0, unbiased=False).clamp(min=1e-12)
+
+
+def expected_words(
+    predicted: Float[Tensor, "n neuron"], context: Contexts, vocabulary: int, least: int = 5, prior: float = 20.0
+) -> Float[Tensor, "neuron vocabulary"]:
+    """What a neuron should promote if its rule is right and it helps: the next tokens that come where it fires.
+
+    The log of a token's share among the next tokens, weighed by how far the rule's prediction is above its mean,
+    over its share everywhere; shrunk towards 0 by `prior` positions; nan for tokens seen fewer than `least` times.
+    """
+    weight = (predicted - predicted.mean(0)).clamp(min=0)
+    weight = weight / weight.amax(0).clamp(min=1e-9)
+    counts = torch.bincount(context.target, minlength=vocabulary).float()
+    share = counts / counts.sum()
+    inside = torch.zeros(vocabulary, weight.shape[1]).index_add_(0, context.target, weight)
+    lift = (inside + prior * share[:, None]) / (weight.sum(0) + prior) / share[:, None].clamp(min=1e-12)
+    return torch.where(counts[:, None] >= least, lift.log(), torch.nan).T
+
+
+def choose_writes(
+    model: TransformerBridge,
+    expected: Float[Tensor, "neuron vocabulary"],
+    known: Bool[Tensor, " vocabulary"],
+    seed: int,
+    top: int = 10,
+    rounds: int = 8,
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+    """Tell each neuron's promoted tokens from another neuron's by what its rule expects to come next.
+
+    Returns each neuron's share of right choices over `rounds` random pairings, and the correlation over known tokens
+    between its write and what its rule expects.
+    """
+    hoped = expected[:, known]
+    writes = torch.cat([logit_writes(model, part)[:, known] for part in torch.arange(model.cfg.d_mlp).split(256)])
+    promoted = writes.topk(top, dim=1).indices
+    own = hoped.gather(1, promoted).mean(1)
+    generator = torch.Generator().manual_seed(seed)
+    right = []
+    for _ in range(rounds):
+        other = torch.randperm(len(own), generator=generator)
+        theirs = hoped.gather(1, promoted[other]).mean(1)
+        itself = other == torch.arange(len(own))
+        right.append(torch.where(itself, 0.5, (own > theirs).float()))
+    score = [(x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp(min=1e-9) for x in (hoped, writes)]
+    return torch.stack(right).mean(0), (score[0] * score[1]).mean(1)
+
+
+def carried(
+    predicted: Float[Tensor, "n neuron"],
+    activations: Float[Tensor, "n neuron"],
+    story: Int[Tensor, " n"],
+    weight: Float[Tensor, " neuron"],
+    level: float,
+    draws: int = 300,
+) -> Estimate:
+    """Total weight of the neurons of which at least `level` is explained, with a bootstrap interval over stories.
+
+    The deviations that the errors are compared with are taken from the mean over all stories.
+    """
+    stories = int(story.max()) + 1
+    sums = [torch.zeros(stories, len(weight)) for _ in range(2)]
+    centre = activations.mean(0)
+    for p, a, s in zip(predicted.split(4096), activations.split(4096), story.split(4096), strict=True):
+        sums[0].index_add_(0, s, (a - p).square())
+        sums[1].index_add_(0, s, (a - centre).square())
+    drawn = torch.randint(stories, (draws, stories), generator=torch.Generator().manual_seed(0))
+    times = torch.nn.functional.one_hot(drawn, stories).sum(1).float()
+    times = torch.cat([torch.ones(1, stories), times])
+    share = 1 - (times @ sums[0]) / (times @ sums[1]).clamp(min=1e-9)
+    totals = (share >= level).float() @ weight
+    low, high = totals[1:].quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Estimate(totals[0].item(), low, high)
