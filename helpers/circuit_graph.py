@@ -38,7 +38,7 @@ class Graph:
     """A circuit graph. edges: (node's name in a column, node's name in the next) → signed contribution, by column.
 
     tokens: the prompt. likely, rival: the two next tokens. difference: the logit difference that every column's edges
-    sum to.
+    sum to, taken from the model's own logits.
     """
 
     tokens: list[str]
@@ -108,14 +108,16 @@ def circuit_graph(
     if not prompt.strip() or len(ids) > model.cfg.n_ctx:
         raise WorkbookError(f"Give a prompt of 1 to {model.cfg.n_ctx - 1} tokens: this one has {len(ids) - 1}.")
     streams = run_streams(model, torch.tensor([ids]))
-    top = model.unembed(model.ln_final(streams.resid_post[:, -1:]))[0, 0].topk(2).indices.tolist()
+    logits = model.unembed(model.ln_final(streams.resid_post[:, -1:]))[0, 0]
+    top = logits.topk(2).indices.tolist()
     pair = [_one_token(model, word) if word else None for word in (likely, rival)]
     pair[0] = top[0] if pair[0] is None else pair[0]
     pair[1] = next(token for token in top if token != pair[0]) if pair[1] is None else pair[1]
     table, carriers = path_table(model, streams, *pair)
     tokens = [model.tokenizer.decode([i]) for i in ids]
     spelled = [model.tokenizer.decode([i]) for i in pair]
-    return pooled_graph(table, carriers, tokens, *spelled, words, heads, neurons)
+    difference = (logits[pair[0]] - logits[pair[1]]).item()
+    return pooled_graph(table, carriers, tokens, *spelled, difference, words, heads, neurons)
 
 
 def _one_token(model: TransformerBridge, word: str) -> int:
@@ -133,11 +135,12 @@ def pooled_graph(
     tokens: list[str],
     likely: str,
     rival: str,
+    difference: float,
     words: int,
     heads: int,
     neurons: int,
 ) -> Graph:
-    """The graph of a table of paths, with small nodes pooled."""
+    """The graph of a table of paths, with small nodes pooled; `difference` is the one of the model's own logits."""
     routes = [*(f"neuron {j}" for j in range(table.shape[2] - 1)), DIRECT]
     sources = [f"{token.strip() or repr(token)[1:-1]} ({p})" for p, token in enumerate(tokens)]
     moved = table[2:-1].sum(0)
@@ -156,7 +159,6 @@ def pooled_graph(
     _group(edges[2], "", name_route, table.sum((0, 1)))
     edges[2] = {(route, f"{likely} over {rival}"): value for (_, route), value in edges[2].items()}
     nodes = [Node(column, name, total) for column in range(3) for name, total in _totals(edges[column]).items()]
-    difference = table.sum().item()
     return Graph(tokens, likely, rival, difference, [*nodes, Node(3, f"{likely} over {rival}", difference)], edges)
 
 

@@ -1,7 +1,7 @@
 """What heads write, given what they attend to (the OV circuit), without a vocabulary × vocabulary matrix.
 
 The full OV circuit of a head is E W_V W_O W_U, with E the tokens' embeddings as the first LayerNorm leaves them
-(the position embedding at its mean). Its factors are kept apart: eigenvalues come from the d_head × d_head
+(the position embedding at its mean over the first LENGTH positions). Its factors are kept apart: eigenvalues come from the d_head × d_head
 product of the same factors in another order, rows a chunk of tokens at a time.
 Source: A Mathematical Framework for Transformer Circuits (Elhage et al., 2021).
 """
@@ -16,13 +16,15 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.corpus import Batch
 from helpers.head_neurons import read_directions, read_scale
 
+LENGTH = 230  # positions that stories usually fill; later position embeddings are hardly trained
+
 
 def effective_embedding(
     model: TransformerBridge, tokens: Int[Tensor, " k"] | None = None
 ) -> Float[Tensor, "k d_model"]:
     """Embeddings (of all tokens, or of some) as the heads read them: through the first LayerNorm, at the mean position."""
     embedding = model.W_E if tokens is None else model.W_E[tokens]
-    x = embedding + model.W_pos[: model.cfg.n_ctx].mean(0)
+    x = embedding + model.W_pos[: min(LENGTH, model.cfg.n_ctx)].mean(0)
     x = x - x.mean(-1, keepdim=True)
     return x / (x.var(-1, unbiased=False, keepdim=True) + model.cfg.eps).sqrt()
 

@@ -11,13 +11,16 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.circuits import head_writes
 from helpers.corpus import Batch
+from helpers.estimates import StoryTable
+from helpers.head_edits import elsewhere, values_replaced
 
 BIAS = "biases"
-DEAF = 0.5  # a neuron is deaf without attention that loses this share of its variance
+DEAF = 0.5  # a neuron is deaf without attention whose activation changes by this share of its variance
 
 
 def read_scale(model: TransformerBridge, resid_mid: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n 1"]:
@@ -56,8 +59,8 @@ class Inputs:
     """What all neurons' inputs are made of, over a walk.
 
     names: the parts. share: covariance of each part with the pre-activation over the pre-activation's variance (a
-    neuron's shares sum to 1). lost: share of the variance of each neuron's activation that is lost when every head
-    writes its mean (above 1 where the two activations agree less than with a constant).
+    neuron's shares sum to 1). lost: mean squared change of each neuron's activation when every head writes its mean,
+    over the activation's variance (above 1 where the two agree less than with a constant).
     """
 
     names: list[str]
@@ -142,3 +145,39 @@ def senders(
     usual = sums.sum(0) / count.sum().clamp(min=1)
     seen = count[:, None, None]
     return Senders(torch.where(seen > 0, sums / seen.clamp(min=1) - usual, 0), count)
+
+
+@torch.no_grad()
+def firing_without(
+    model: TransformerBridge,
+    batches: Iterable[Batch],
+    neurons: Int[Tensor, " k"],
+    words: Bool[Tensor, " vocabulary"],
+    mean_v: Float[Tensor, "head d_head"],
+    reach: int = 30,
+    seed: int = 0,
+) -> StoryTable:
+    """Mean activation of some neurons at positions with some words 1 to `reach` tokens before, and not in place: "as it is",
+    "words hidden" (their values replaced by mean ones in all heads) and "others hidden" (as many other positions)."""
+    act, table = model.blocks[0].mlp.original_component.act, StoryTable()
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        streams = batch.streams
+        tokens = pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
+        place = torch.arange(tokens.shape[1])
+        back = place[:, None] - place
+        mask = words[tokens][:, None, :] & (back > 0) & (back <= reach)
+        at = (batch.flat(mask.any(-1)) & ~words[batch.token]).nonzero()[:, 0]
+        if not len(at):
+            continue
+        hidden = {"words hidden": mask, "others hidden": elsewhere(mask, generator)}
+        outputs = {"as it is": streams.z} | {
+            name: values_replaced(streams, m, mean_v) for name, m in hidden.items()
+        }
+        columns = {}
+        for name, z in outputs.items():
+            mid = batch.flat(streams.resid_mid)[at] + head_writes(model, batch.flat(z - streams.z)[at]).sum(-2)
+            pre = mid / read_scale(model, mid) @ read_directions(model, neurons) + model.b_in[0][neurons]
+            columns[name] = act(pre).mean(1)
+        table.add(batch.story[at], columns)
+    return table

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.corpus import Batch, Streams
+from helpers.estimates import Estimate
 from helpers.head_edits import losses_with_outputs, pattern_outputs
 
 PARTS = ("token–token", "token–position", "position–token", "position–position")
@@ -74,10 +75,18 @@ def near_attention(pattern: Float[Tensor, "story head query key"]) -> Float[Tens
     return (pattern * ((back >= 0) & (back < NEAR) & (place > 0))).sum(-1)
 
 
-def head_kind(near: float, first: float, content: float, position: float) -> str:
-    """What a head is: "content" or "position", by which part of its score alone has more of its pattern (overlap of
-    token–token against that of position–position), and "local" (LOCAL) or "first position" (FIRST) besides."""
-    kinds = ["content" if content >= position else "position"]
+def even_attention(pattern: Float[Tensor, "story head query key"]) -> Float[Tensor, "story head query key"]:
+    """The pattern that knows nothing: equal attention to all positions so far."""
+    length = pattern.shape[-1]
+    even = torch.ones(length, length).tril() / torch.arange(1, length + 1)[:, None]
+    return even.expand_as(pattern)
+
+
+def head_kind(near: float, first: float, lead: Estimate) -> str:
+    """What a head is: "content" or "position", by which part of its score alone has more of its pattern (`lead`: overlap of
+    token–token less that of position–position; "undecided" if its interval spans 0), and "local" (LOCAL) or "first
+    position" (FIRST) besides."""
+    kinds = ["content" if lead.low > 0 else "position" if lead.high < 0 else "undecided"]
     return ", ".join(kinds + ["local"] * (near >= LOCAL) + ["first position"] * (first >= FIRST))
 
 
@@ -107,14 +116,16 @@ def pattern_columns(
     """What explains each head's pattern at every scored position, as columns such as "without token–token, head 0".
 
     "… alone" and "without …": overlap of the true pattern with the one of that part of the score alone, or of all others. "near":
-    attention on the last few positions; "first": on `<|endoftext|>`.
+    attention on the last few positions; "first": on `<|endoftext|>`; "even": overlap with even attention, what an overlap
+    has by chance; "by value": overlap with the value-weighted pattern.
     """
     true, columns = batch.streams.pattern, {}
     whole = sum(parts.values())
     rows = {f"{name} alone": part for name, part in parts.items()}
     rows |= {f"without {name}": whole - part for name, part in parts.items()}
     values = {name: overlap(causal_softmax(score), true) for name, score in rows.items()}
-    values |= {"near": near_attention(true), "first": true[..., 0]}
+    values |= {"near": near_attention(true), "first": true[..., 0], "even": overlap(even_attention(true), true)}
+    values["by value"] = overlap(value_weighted(model, batch.streams), true)
     for name, value in values.items():
         flat = flat_heads(batch, value)
         columns |= {f"{name}, head {h}": flat[:, h] for h in range(flat.shape[1])}

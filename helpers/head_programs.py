@@ -35,7 +35,8 @@ CLASSES_OF = {
     "marks": ("PUNCT",),
 }
 BACK = ("this token", "the token before", "two tokens back", "three tokens back")
-OTHER = ("quotation marks", "sentence ends", "words of the theme", "the same token before", "this sentence")
+OTHER = ("quotation marks", "line breaks", "words of this speech", "sentence ends", "words of the theme")
+OTHER += ("the same token before", "this sentence")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -71,10 +72,10 @@ class Program:
         return sum(share * look_pattern(look, keys) for share, look in zip(self.shares, self.looks, strict=True))
 
 
-def vocabulary_of_looks() -> list[Look]:
-    """Everything that a term can look at."""
+def vocabulary_of_looks(distance_only: bool = False) -> list[Look]:
+    """Everything that a term can look at, or what of it is a matter of distance alone."""
     looks = [Look("the first position"), *(Look(name) for name in BACK)]
-    for name in ("any word", *CLASSES_OF, *OTHER):
+    for name in ("any word",) if distance_only else ("any word", *CLASSES_OF, *OTHER):
         looks += [Look(name, half_life) for half_life in HALF_LIVES.get(name, USUAL_HALF_LIVES)]
     return looks
 
@@ -89,7 +90,8 @@ def key_sets(encoded: EncodedStory) -> dict[str, Bool[Tensor, "query key"]]:
     real = place > 0
     columns = {"any word": real}
     columns |= {name: torch.tensor([c in kinds for c in classes]) for name, kinds in CLASSES_OF.items()}
-    columns["quotation marks"] = torch.tensor(['"' in piece for piece in pieces])
+    quotes = torch.tensor(['"' in piece for piece in pieces])
+    columns |= {"quotation marks": quotes, "line breaks": torch.tensor(["\n" in piece for piece in pieces])}
     ends = torch.tensor([any(mark in piece for mark in ENDS) or "\n" in piece for piece in pieces])
     columns["sentence ends"] = ends
     lemmas = set(vocabulary_of_families()["families"].get(encoded.story.theme, ()))
@@ -102,6 +104,9 @@ def key_sets(encoded: EncodedStory) -> dict[str, Bool[Tensor, "query key"]]:
     sets["the same token before"] = (tokens[:, None] == tokens) & (back > 0) & real
     sets["this sentence"] = (sentence[:, None] == sentence) & real
     sets |= {name: back == i for i, name in enumerate(BACK)}
+    inside = torch.tensor([piece.count('"') % 2 for piece in pieces]).cumsum(0)  # odd from an opening quote on
+    speech = (inside % 2 == 1) & real
+    sets["words of this speech"] = (inside[:, None] == inside) & speech & speech[:, None]
     sets["the first position"] = (place == 0).expand(length, -1)
     return {name: keys & (back >= 0) for name, keys in sets.items()}
 
@@ -119,8 +124,10 @@ def look_pattern(look: Look, keys: dict[str, Bool[Tensor, "query key"]]) -> Floa
     return weight / weight.sum(1, keepdim=True)
 
 
-def fit_programs(model: TransformerBridge, stories: Iterable[Story], terms: int = TERMS) -> list[Program]:
-    """The program of each head that fits its pattern best on some (explore) stories.
+def fit_programs(
+    model: TransformerBridge, stories: Iterable[Story], terms: int = TERMS
+) -> tuple[list[Program], list[Program]]:
+    """The program of each head that fits its pattern best on some (explore) stories; and the one that does by distance alone.
 
     Streams: only the products of the looks with each other and with the patterns are kept.
     """
@@ -134,7 +141,10 @@ def fit_programs(model: TransformerBridge, stories: Iterable[Story], terms: int 
             columns = torch.stack([look_pattern(look, keys)[lower] for look in looks])
             gram += columns @ columns.T
             aims += batch.streams.pattern[row, :, :length, :length][:, lower] @ columns.T
-    return [_greedy(looks, gram.double(), aim.double(), terms) for aim in aims]
+    near = [looks.index(look) for look in vocabulary_of_looks(distance_only=True)]
+    whole = [_greedy(looks, gram.double(), aim.double(), terms) for aim in aims]
+    parts = [looks[i] for i in near], gram[near][:, near].double()
+    return whole, [_greedy(*parts, aim[near].double(), terms) for aim in aims]
 
 
 def _greedy(looks: list[Look], gram: Tensor, aim: Tensor, terms: int) -> Program:
@@ -166,8 +176,8 @@ def nonnegative(
         chosen = chosen[:worst] + chosen[worst + 1 :]
 
 
-def program_patterns(programs: list[Program], batch: Batch) -> Float[Tensor, "story head query key"]:
-    """The programs' patterns on a batch's stories, one program a head; padded positions look at the first."""
+def program_patterns(programs: list[Program], batch: Batch) -> Float[Tensor, "story program query key"]:
+    """The programs' patterns on a batch's stories; padded positions look at the first."""
     size = batch.streams.pattern.shape[-1]
     patterns = torch.zeros(len(batch.encoded), len(programs), size, size)
     patterns[..., 0] = 1

@@ -6,36 +6,38 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.comebacks import KINDS, batch_sources
-from helpers.corpus import walk
+from helpers.comeback_sources import KINDS, batch_sources
+from helpers.corpus import Batch, walk
 from helpers.estimates import Estimate, StoryTable, bootstrap
-from helpers.head_edits import edit_columns, losses_with_outputs, only_head, pattern_outputs
-from helpers.head_patterns import flat_heads, head_kind, overlap, pattern_columns, score_losses, score_parts
-from helpers.head_programs import Look, Program, program_patterns
+from helpers.head_edits import HeadMeans, edit_columns, losses_with_outputs, route_columns
+from helpers.head_patterns import head_kind, overlap, pattern_columns, score_losses, score_parts
+from helpers.head_programs import Program, program_patterns
 from helpers.stories import CLASSES, Story
 
-UNIFORM = Program((Look("any word"),), (1.0,))
+Heads = dict[int, Program]  # programs in the place of some heads
 
 
-def program_columns(model: TransformerBridge, batch, programs: list[Program]) -> dict[str, Float[Tensor, " n"]]:
-    """What the programs do in the heads' place, as columns.
+def program_columns(
+    model: TransformerBridge, batch: Batch, programs: list[Program], sets: dict[str, Heads]
+) -> dict[str, Float[Tensor, " n"]]:
+    """What programs do in the heads' place, as columns.
 
-    "program overlap, head 0": with the true pattern. "program of head 0": loss with its pattern replaced. "programs of all heads",
-    "programs shuffled among heads", "uniform attention": loss with all replaced.
+    "program overlap, head 0": of the program's pattern with the true one. "program of head 0": loss with this head's pattern
+    replaced. And the loss under each of `sets`, by name.
     """
-    streams = batch.streams
-    patterns = program_patterns(programs, batch)
-    z = pattern_outputs(patterns, streams.v)
-    common = flat_heads(batch, overlap(patterns, streams.pattern))
-    columns = {f"program overlap, head {h}": common[:, h] for h in range(len(programs))}
-    columns |= {
-        f"program of head {h}": losses_with_outputs(model, batch, only_head(streams.z, z, h))
-        for h in range(len(programs))
-    }
-    wrong = pattern_outputs(patterns.roll(len(programs) // 2, 1), streams.v)
-    even = pattern_outputs(program_patterns([UNIFORM], batch).expand_as(streams.pattern), streams.v)
-    others = {"programs of all heads": z, "programs shuffled among heads": wrong, "uniform attention": even}
-    return columns | {name: losses_with_outputs(model, batch, new) for name, new in others.items()}
+    streams, columns = batch.streams, {}
+    known = list(dict.fromkeys([*programs, *(program for heads in sets.values() for program in heads.values())]))
+    patterns = dict(zip(known, program_patterns(known, batch).unbind(1), strict=True))
+    for h, program in enumerate(programs):
+        common = overlap(patterns[program], streams.pattern[:, h])
+        columns[f"program overlap, head {h}"] = batch.flat(common)
+    sets = {f"program of head {h}": {h: program} for h, program in enumerate(programs)} | sets
+    for name, heads in sets.items():
+        z = streams.z.clone()
+        for h, program in heads.items():
+            z[:, :, h] = patterns[program] @ streams.v[:, :, h]
+        columns[name] = losses_with_outputs(model, batch, z)
+    return columns
 
 
 @torch.no_grad()
@@ -43,12 +45,12 @@ def measure_heads(
     model: TransformerBridge,
     stories: list[Story],
     mean_token: Float[Tensor, " d_model"],
-    mean_z: Float[Tensor, "head d_head"],
-    average: Float[Tensor, "head query key"],
+    means: HeadMeans,
     programs: list[Program],
-    every: int = 3,
+    sets: dict[str, Heads],
+    every: int = 4,
 ) -> StoryTable:
-    """Everything that is measured of the heads on text, in one pass: patterns and their parts, edits, programs.
+    """Everything that is measured of the heads on text, in one pass: patterns and their parts, edits, routes, programs.
 
     Grouped by the next token's class and by its kind (KINDS). One in `every` positions is scored, since each takes a
     forward pass from the heads on for every edit.
@@ -60,7 +62,8 @@ def measure_heads(
         parts = score_parts(model, batch.streams, mean_token)
         columns = pattern_columns(model, batch, parts) | score_losses(model, batch, parts)
         del parts
-        columns |= edit_columns(model, batch, mean_z, average) | program_columns(model, batch, programs)
+        columns |= edit_columns(model, batch, means) | route_columns(model, batch, means)
+        columns |= program_columns(model, batch, programs, sets)
         groups = {"class": whole.next_tags("universal", CLASSES)[at], "kind": batch_sources(batch)[0]}
         table.add(batch.story, columns, groups)
     return table
@@ -91,9 +94,15 @@ def head_costs(table: StoryTable, edit: str, heads: int, grouping: str = "all") 
 
 def kinds_of_heads(table: StoryTable, heads: int) -> list[str]:
     """Each head's kind, by the criteria of `head_patterns.head_kind`."""
-    names = ("near", "first", "token–token alone", "position–position alone")
-    rows = zip(*(by_head(table, name, heads) for name in names), strict=True)
-    return [head_kind(*row) for row in rows]
+    near, first = (by_head(table, name, heads) for name in ("near", "first"))
+    parts = ("token–token", "position–position")
+    leads = [table.estimate(*(f"{part} alone, head {h}" for part in parts)) for h in range(heads)]
+    return [head_kind(*row) for row in zip(near, first, leads, strict=True)]
+
+
+def above_chance(overlaps: list[float], even: list[float]) -> list[float]:
+    """Overlaps on a scale on which even attention has 0 and the pattern itself 1."""
+    return [(value - chance) / (1 - chance) for value, chance in zip(overlaps, even, strict=True)]
 
 
 def comeback_cost(table: StoryTable, column: str, kind: str) -> Estimate:
@@ -101,7 +110,46 @@ def comeback_cost(table: StoryTable, column: str, kind: str) -> Estimate:
     return table.estimate(column, "loss", "kind", list(KINDS).index(kind))
 
 
-def rank_correlation(x: list[float], y: list[float]) -> float:
-    """Spearman's rank correlation; ties in order."""
+def single_costs(table: StoryTable, heads: int) -> Float[Tensor, "head kind"]:
+    """What hiding the sources in one head alone costs the next tokens of each kind (nats), from a `comeback_table`."""
+    whole = table.means("loss", "kind")
+    return (
+        torch.stack([table.means(f"blocked in head {h}", "kind") - whole for h in range(heads)])
+        .float()
+        .nan_to_num()
+    )
+
+
+def program_fit(model: TransformerBridge, stories: list[Story], programs: list[Program]) -> list[float]:
+    """Mean overlap of each head's program with its pattern over some stories."""
+    table = StoryTable()
+    for batch in walk(model, stories):
+        common = overlap(program_patterns(programs, batch), batch.streams.pattern)
+        table.add(batch.story, {f"head {h}": batch.flat(common[:, h]) for h in range(len(programs))})
+    return [table.means(f"head {h}").item() for h in range(len(programs))]
+
+
+def lost_share(table: StoryTable, whole: str, left: str) -> Estimate:
+    """By what share a mean falls from one column to another, with its interval over stories."""
+    here = table.counts["all"][:, 0] > 0
+    before, after = (table.sums[name, "all"][here, 0] for name in (whole, left))
+    return bootstrap(before - after, before)
+
+
+def cost_ratio(table: StoryTable, column: str, over: str, kind: str) -> Estimate:
+    """What one edit costs a kind's next tokens over what another costs them, with its interval over stories."""
+    number, here = list(KINDS).index(kind), table.counts["all"][:, 0] > 0
+    part, whole = (
+        (table.sums[name, "kind"] - table.sums["loss", "kind"])[here, number] for name in (column, over)
+    )
+    return bootstrap(part, whole)
+
+
+def rank_correlation(x: list[float], y: list[float], draws: int = 5000, seed: int = 0) -> tuple[float, float]:
+    """Spearman's rank correlation (ties in order), and the share of random orders that have one as large."""
+    generator = torch.Generator().manual_seed(seed)
     ranks = [torch.tensor(values).argsort().argsort().double() for values in (x, y)]
-    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
+    ranks = [(r - r.mean()) / (r - r.mean()).norm() for r in ranks]
+    chance = torch.stack([ranks[0][torch.randperm(len(x), generator=generator)] @ ranks[1] for _ in range(draws)])
+    value = (ranks[0] @ ranks[1]).item()
+    return value, (chance >= value - 1e-9).double().mean().item()

@@ -191,9 +191,15 @@ def curves(
 
 
 def token_grid(
-    values: np.ndarray, tokens: list[str], rows: list[str], title: str, unit: str, signed: bool = True
+    values: np.ndarray,
+    tokens: list[str],
+    rows: list[str],
+    title: str,
+    unit: str,
+    signed: bool = True,
+    digits: int = 1,
 ) -> Figure:
-    """A heat map, one row a part of the model and one column a token; zero is white."""
+    """A heat map, one row a part of the model and one column a token; zero is white. Colours end at the 98th percentile."""
     figure, (axis,) = new_axes(max(7.0, 0.42 * len(tokens) + 2.2), 0.34 * len(rows) + 1.7)
     limit = max(1e-6, float(np.quantile(np.abs(values), 0.98)))
     scale = {"cmap": "RdBu", "norm": TwoSlopeNorm(0, -limit, limit)} if signed else {"cmap": "Blues", "vmin": 0}
@@ -206,7 +212,15 @@ def token_grid(
     if values.size <= 160:
         for (y, x), value in np.ndenumerate(values):
             ink = "white" if abs(value) > 0.6 * limit else COLOURS["ink"]
-            axis.text(x, y, f"{round(float(value), 1) + 0.0:.1f}", ha="center", va="center", fontsize=7, color=ink)
+            axis.text(
+                x,
+                y,
+                f"{round(float(value), digits) + 0.0:.{digits}f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=ink,
+            )
     figure.colorbar(image, ax=axis, label=unit, shrink=0.9)
     return figure
 

@@ -21,13 +21,14 @@ PLACES = 9  # bins of places in a story, doubling in width
 class Check:
     """What the model says where rules' conditions hold: per rule and output, mean log-probabilities (nats).
 
-    count: positions where the condition holds. seen: log-probability there. blocked: with the attention to the source
-    taken away. other: with as many other positions blocked instead. absent: at the destination token without the
-    source before it, matched in place; nan where there is none.
+    count: positions where the condition holds, in `stories` different ones. seen: log-probability there. blocked: with
+    the attention to the source taken away in all heads. other: with as many other positions blocked instead. absent: at
+    the destination token without the source before it, matched in place; nan where there is none.
     """
 
     outputs: Int[Tensor, " out"]
     count: Float[Tensor, " rule"]
+    stories: Int[Tensor, " rule"]
     seen: Float[Tensor, "rule out"]
     blocked: Float[Tensor, "rule out"]
     other: Float[Tensor, "rule out"]
@@ -46,7 +47,7 @@ def check_rules(model: TransformerBridge, stories: Iterable[Story], rules: list[
     turns = _turns(rules)
     sums = {name: torch.zeros(len(rules), PLACES, len(outputs)) for name in ("seen", "blocked", "other", "absent")}
     counts = {name: torch.zeros(len(rules), PLACES) for name in ("here", "absent")}
-    generator = torch.Generator().manual_seed(seed)
+    generator, pairs = torch.Generator().manual_seed(seed), set()
     for batch in walk(model, stories):
         bins = (batch.pos + 1).float().log2().long().clamp(max=PLACES - 1)
         for turn in turns:
@@ -57,6 +58,7 @@ def check_rules(model: TransformerBridge, stories: Iterable[Story], rules: list[
             level = _log_probabilities(model, batch, here, batch.streams.z, outputs)
             _add(sums["absent"], counts["absent"], rule, bins, level[~holds], here[~holds])
             _add(sums["seen"], counts["here"], rule, bins, level[holds], met)
+            pairs.update(zip(rule[met].tolist(), batch.story[met].tolist(), strict=True))
             for name, blocked in {"blocked": mask, "other": elsewhere(mask, generator)}.items():
                 z = block_attention(batch.streams, blocked[:, None])
                 _add(sums[name], None, rule, bins, _log_probabilities(model, batch, met, z, outputs), met)
@@ -65,7 +67,10 @@ def check_rules(model: TransformerBridge, stories: Iterable[Story], rules: list[
     level = sums["absent"] / counts["absent"][..., None]
     met = torch.where(counts["absent"][..., None] > 0, weight, 0)
     means["absent"] = (level.nan_to_num() * met).sum(1) / met.sum(1)
-    return Check(outputs, counts["here"].sum(1), **means)
+    in_stories = torch.bincount(
+        torch.tensor([rule for rule, _ in sorted(pairs)], dtype=torch.long), minlength=len(rules)
+    )
+    return Check(outputs, counts["here"].sum(1), in_stories, **means)
 
 
 def _turns(rules: list[Rule]) -> list[dict[int, tuple[int, int]]]:

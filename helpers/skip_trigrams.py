@@ -131,6 +131,12 @@ def _varied(rows: list[tuple[float, int, int, int]], most: int) -> list[tuple[fl
     return kept
 
 
+def rolled(rules: list[Rule]) -> list[Rule]:
+    """The rules in another order: half a turn, so that each stands opposite one of another strength."""
+    half = len(rules) // 2
+    return rules[half:] + rules[:half]
+
+
 def crossed(rules: list[Rule]) -> list[tuple[int, int]]:
     """Pairs (i, j) of rules that share their source and neither destination nor output: the factored form implies that
     rule j's output is raised at rule i's destination too."""

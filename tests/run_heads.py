@@ -28,21 +28,22 @@ def main(folder: str) -> dict:
     stories = sorted(load_stories(split="explore"), key=lambda story: len(story.text))[:2]
     heads = model.cfg.n_heads
     mean_token = head_patterns.mean_token_side(model, walk(model, stories))
-    mean_z, average = head_edits.average_heads(walk(model, stories), model.cfg.n_ctx)
-    programs = head_programs.fit_programs(model, stories)
-    table = head_tables.measure_heads(model, stories[:1], mean_token, mean_z, average, programs, every=16)
-    back = comebacks.comeback_table(model, stories[:1])
+    means = head_edits.average_heads(walk(model, stories), model.cfg.n_ctx)
+    programs, _ = head_programs.fit_programs(model, stories)
+    sets = {"programs": dict(enumerate(programs))}
+    table = head_tables.measure_heads(model, stories[:1], mean_token, means, programs, sets, every=32)
+    back = comebacks.comeback_table(model, stories[:1], means.v)
     onward = head_copying.passage(model, walk(model, stories))
     copied = head_copying.copying(model, torch.arange(0, model.cfg.d_vocab, 200), onward)
     known = skip_trigrams.averages(walk(model, stories), least=2)
     rules = skip_trigrams.read_rules(model, known, known.tokens[:4], copying=False, most=4)
     check = check_rules(model, stories, rules)
     batch = next(walk(model, stories[:1]))
-    inputs = head_neurons.collect_inputs(model, [batch], mean_z)
+    inputs = head_neurons.collect_inputs(model, [batch], means.z)
     direction = head_neurons.read_directions(model, torch.tensor([1, 2])).mean(1, keepdim=True)
     sent = head_neurons.senders(model, [batch], direction)
     graph = circuit_graph.circuit_graph(model, "Lily lost her doll. She looked for her")
-    columns = [table.means(name) for name in ("loss", "programs of all heads", "mean ablation of head 15")]
+    columns = [table.means(name) for name in ("loss", "programs", "mean ablation of head 15")]
     columns += [back.means(name) for name in ("blocked", "others blocked", "blocked in head 15")]
     unit = 1 if sys.platform == "darwin" else 1024
     return {

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from helpers import comebacks, head_edits, head_neurons, head_patterns, head_tables
+from helpers import comeback_sources, comebacks, head_edits, head_neurons, head_patterns, head_tables
 from helpers.corpus import run_streams, walk
-from helpers.estimates import StoryTable, bootstrap
+from helpers.estimates import Estimate, StoryTable, bootstrap
+from helpers.head_programs import Look, Program
 from helpers.stories import Story, Word, encode_story
 
 TEXT = 'Lily lost her doll. She said, "Where is the doll?" He saw Lily.'
@@ -65,8 +66,17 @@ def test_near_attention_leaves_the_first_position_out():
 
 
 def test_kinds_of_heads_follow_their_criteria():
-    assert head_patterns.head_kind(0.6, 0.0, 0.2, 0.5) == "position, local"
-    assert head_patterns.head_kind(0.1, 0.4, 0.5, 0.5) == "content, first position"
+    behind, ahead, unclear = (Estimate(x, x - 0.1, x + 0.1) for x in (-0.3, 0.3, 0.05))
+    assert head_patterns.head_kind(0.6, 0.0, behind) == "position, local"
+    assert head_patterns.head_kind(0.1, 0.4, ahead) == "content, first position"
+    assert head_patterns.head_kind(0.1, 0.0, unclear) == "undecided"
+
+
+def test_even_attention_is_chance(batch):
+    even = head_patterns.even_attention(batch.streams.pattern)
+    torch.testing.assert_close(even.sum(-1), torch.ones_like(even[..., 0]))
+    assert even[0, 0, 3, :4].tolist() == [0.25] * 4 and even[0, 0, 3, 4] == 0
+    assert head_tables.above_chance([0.4, 0.7, 1.0], [0.4, 0.4, 0.4]) == pytest.approx([0, 0.5, 1])
 
 
 def test_value_weighting_drops_what_has_no_value(model, batch):
@@ -96,12 +106,13 @@ def test_replaced_outputs_cost_what_an_honest_pass_says(model, batch):
 
 def test_the_average_of_one_story_is_the_story_itself(model, stories):
     (only,) = walk(model, stories[:1])
-    z, patterns = head_edits.average_heads([only], 300)
+    means = head_edits.average_heads([only], 300)
     length = len(only.encoded[0].tokens)
-    torch.testing.assert_close(patterns[:, :length, :length], only.streams.pattern[0])
-    torch.testing.assert_close(patterns.sum(-1), torch.ones(8, 300))
-    torch.testing.assert_close(z, only.flat(only.streams.z).mean(0), atol=1e-5, rtol=0)
-    edited = head_edits.edited_outputs(only, z, patterns)
+    torch.testing.assert_close(means.pattern[:, :length, :length], only.streams.pattern[0])
+    torch.testing.assert_close(means.pattern.sum(-1), torch.ones(8, 300))
+    torch.testing.assert_close(means.z, only.flat(only.streams.z).mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(means.v, only.flat(only.streams.v).mean(0), atol=1e-5, rtol=0)
+    edited = head_edits.edited_outputs(only, means)
     torch.testing.assert_close(edited["average pattern"], only.streams.z, atol=1e-4, rtol=0)
     torch.testing.assert_close(edited["another story's pattern"], only.streams.z, atol=1e-4, rtol=0)
 
@@ -125,6 +136,33 @@ def test_elsewhere_draws_as_many_free_positions():
     assert not drawn[0, 6, 6:].any() and not drawn[1, 3, 3:].any()
 
 
+def test_elsewhere_draws_the_classes_of_the_sources_first():
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, 7, 2] = True
+    classes = torch.tensor([[9, 0, 3, 0, 0, 3, 0, 1]])
+    for seed in range(5):
+        drawn = head_edits.elsewhere(mask, torch.Generator().manual_seed(seed), classes)
+        assert drawn[0, 7].nonzero()[:, 0].tolist() == [5]
+
+
+def test_replaced_values_are_mean_ones(batch):
+    streams, mean_v = batch.streams, torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    everything = torch.ones(streams.pattern.shape[0], *streams.pattern.shape[2:], dtype=torch.bool)
+    hidden = head_edits.values_replaced(streams, everything, mean_v)
+    torch.testing.assert_close(hidden, mean_v.expand_as(hidden), atol=1e-4, rtol=0)
+    torch.testing.assert_close(head_edits.values_replaced(streams, ~everything, mean_v), streams.z)
+
+
+def test_muting_both_readers_is_more_than_muting_one(model, batch):
+    means = head_edits.average_heads([batch], 512)
+    columns = head_edits.route_columns(model, batch, means)
+    whole = head_edits.losses_with_outputs(model, batch, batch.streams.z).mean()
+    assert len(columns) == 16
+    heard = sum((columns[f"MLP route of head {h}"].mean() - whole).item() for h in range(8))
+    direct = sum((columns[f"direct route of head {h}"].mean() - whole).item() for h in range(8))
+    assert heard > 5 * abs(direct)
+
+
 def test_recovered_shares_come_with_intervals():
     table = StoryTable()
     rows = {
@@ -142,8 +180,9 @@ def test_recovered_shares_come_with_intervals():
 
 
 def test_rank_correlation():
-    assert head_tables.rank_correlation([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
-    assert head_tables.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    value, chance = head_tables.rank_correlation([1, 2, 3], [10, 20, 90])
+    assert value == pytest.approx(1) and chance == pytest.approx(1 / 6, abs=0.03)
+    assert head_tables.rank_correlation([1, 2, 3], [3, 2, 1])[0] == pytest.approx(-1)
 
 
 def test_chosen_positions_keep_their_stories(model, batch):
@@ -155,17 +194,38 @@ def test_chosen_positions_keep_their_stories(model, batch):
 
 def test_every_next_word_has_its_kind_and_its_sources(model, tagged):
     story = encode_story(tagged, model.tokenizer, 512)
-    kinds, mask = comebacks.sources(story)
+    kinds, mask = comeback_sources.sources(story)
     words = [TEXT[a:b].strip() for a, b in story.spans.tolist()]
     found = {}
     for p in (kinds >= 0).nonzero()[:, 0].tolist():
         looked_at = [words[k] for k in mask[p].nonzero()[:, 0].tolist()]
-        found.setdefault(list(comebacks.KINDS)[kinds[p]], []).append(("".join(words[p + 1]), looked_at))
+        found.setdefault(list(comeback_sources.KINDS)[kinds[p]], []).append(("".join(words[p + 1]), looked_at))
     assert ("Lily" in found["name"][-1][0]) and found["name"][-1][1][0].startswith("L")
     assert found["lost thing"] == [("doll", ["doll"])]
     assert [word for word, _ in found["pronoun"]][:2] == ["her", "She"]
     assert '"' in found["closing quote"][0][0] and '"' in "".join(found["closing quote"][0][1])
     assert not mask.triu(1).any()
+    assert "repeated noun" not in found  # the doll was lost before
+
+
+def test_a_thing_is_lost_only_after_it_was_lost(model):
+    text = "The cat sat. She lost the cat."
+    rows = [
+        ("The", "DET", "DT", "the"),
+        ("cat", "NOUN", "NN", "cat"),
+        ("sat", "VERB", "VBD", "sit"),
+        (".", "PUNCT", ".", "."),
+    ]
+    rows += [("She", "PRON", "PRP", "she"), ("lost", "VERB", "VBD", "lose"), ("the", "DET", "DT", "the")]
+    rows += [("cat", "NOUN", "NN", "cat"), (".", "PUNCT", ".", ".")]
+    words, place = [], 0
+    for word, *tags in rows:
+        start = text.index(word, place)
+        words.append(Word(start, start + len(word), *tags))
+        place = start + len(word)
+    kinds, _ = comeback_sources.sources(encode_story(Story(text, words=tuple(words)), model.tokenizer, 512))
+    names = [list(comeback_sources.KINDS)[k] for k in kinds.tolist() if k >= 0]
+    assert "lost thing" in names  # at the word that follows "lost the", the thing is already sought
 
 
 def test_counterparts_have_the_other_gender(model, tagged):
@@ -180,7 +240,8 @@ def test_counterparts_have_the_other_gender(model, tagged):
 
 
 def test_blocking_an_earlier_name_costs_the_name_and_not_the_others(model, stories):
-    table = comebacks.comeback_table(model, stories[:12])
+    means = head_edits.average_heads(walk(model, stories[12:24]), 512)
+    table = comebacks.comeback_table(model, stories[:12], means.v)
     cost = head_tables.comeback_cost(table, "blocked", "name")
     control = head_tables.comeback_cost(table, "others blocked", "name")
     assert cost.low > 1 and abs(control.mean) < 0.5
@@ -188,7 +249,8 @@ def test_blocking_an_earlier_name_costs_the_name_and_not_the_others(model, stori
 
 
 def test_examples_are_right_only_with_their_sources(model, stories):
-    found = comebacks.find_examples(model, stories[:40])
+    means = head_edits.average_heads(walk(model, stories[40:50]), 512)
+    found = comebacks.find_examples(model, stories[:40], means.v)
     assert found and all(example.word != example.instead for example in found)
     first = found[0]
     ids = [0, *model.tokenizer(first.prompt, add_special_tokens=False)["input_ids"]]
@@ -205,8 +267,8 @@ def test_a_neurons_input_is_the_sum_of_its_parts(model, batch):
 
 
 def test_input_shares_sum_to_one_and_muting_nothing_loses_nothing(model, stories, batch):
-    mean_z, _ = head_edits.average_heads([batch], 512)
-    inputs = head_neurons.collect_inputs(model, [batch], mean_z)
+    means = head_edits.average_heads([batch], 512)
+    inputs = head_neurons.collect_inputs(model, [batch], means.z)
     torch.testing.assert_close(inputs.share.sum(0), torch.ones(1024), atol=1e-3, rtol=0)
     assert inputs.heads().shape == (8, 1024)
     assert (inputs.lost > 0.5).float().mean() > 0.5
@@ -230,3 +292,29 @@ def test_senders_count_what_a_word_sends_to_later_positions(model, stories):
     expected = total / times - everything / count
     assert sent.push[token].sum().item() == pytest.approx(expected, abs=1e-3)
     assert sent.count[token] == times
+
+
+def test_hiding_words_from_the_heads_changes_what_neurons_do_after_them(model, stories):
+    means = head_edits.average_heads(walk(model, stories[:10]), 512)
+    words = torch.zeros(4096, dtype=torch.bool)
+    words[model.tokenizer(" the", add_special_tokens=False)["input_ids"][0]] = True
+    neurons = torch.arange(64)
+    table = head_neurons.firing_without(model, walk(model, stories[:10]), neurons, words, means.v)
+    lost = head_tables.lost_share(table, "as it is", "words hidden")
+    assert lost.mean != 0 and table.counts["all"].sum() > 100
+    words[:] = False
+    nothing = head_neurons.firing_without(model, walk(model, stories[:2]), neurons, words, means.v)
+    assert nothing.counts["all"].sum() == 0
+
+
+def test_one_pass_measures_all_that_the_notebook_speaks_of(model, stories):
+    means = head_edits.average_heads(walk(model, stories[:6]), 512)
+    mean_token = head_patterns.mean_token_side(model, walk(model, stories[:6]))
+    program = Program((Look("any word", 4.0),), (1.0,))
+    sets = {"all alike": dict.fromkeys(range(8), program), "none": {}}
+    table = head_tables.measure_heads(model, stories[:4], mean_token, means, [program] * 8, sets, every=8)
+    assert table.means("none").item() == pytest.approx(table.means("loss").item(), abs=1e-5)
+    assert table.means("loss") < table.means("all alike") < table.means("mean ablation of all heads")
+    assert head_tables.kinds_of_heads(table, 8)[0].startswith("position")
+    assert head_tables.recovered_share(table, "loss").mean == 1
+    assert head_tables.program_fit(model, stories[:2], [program] * 8)[0] > 0.3
