@@ -6,7 +6,6 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.estimates import StoryTable
-from helpers.neuron_stats import Grouping
 
 
 def partition(classes: Int[Tensor, " vocabulary"]) -> Int[Tensor, " vocabulary"]:
@@ -72,17 +71,3 @@ def cost_table(costs: Float[Tensor, "set 2 n"], story: Int[Tensor, " n"], names:
         columns |= {f"{name} class": of_class, f"{name} word": of_word, f"{name} lean": of_class - of_word}
     table.add(story, columns)
     return table
-
-
-def token_lookup(
-    token: Int[Tensor, " n"], activations: Float[Tensor, "n neuron"], wanted: Int[Tensor, " m"]
-) -> Float[Tensor, "m neuron"]:
-    """A lookup in place of neurons: their mean activation on each current token; the overall mean for an unseen one.
-
-    With pairs of tokens coded as one number it is a lookup of bigrams.
-    """
-    table = Grouping()
-    table.add(token, activations)
-    means = table.sums / table.counts[:, None].float()
-    rows = torch.tensor([table.rows.get(code, -1) for code in wanted.tolist()])
-    return torch.where((rows >= 0)[:, None], means[rows.clamp(min=0)], activations.mean(0))

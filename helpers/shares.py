@@ -8,7 +8,6 @@ and the shares add up. A group that is nested in another (words in their classes
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from itertools import permutations
 
@@ -25,7 +24,7 @@ from helpers.readings import GROUPS, NESTED, Variables, readings
 from helpers.stories import Story
 
 RIDGE = 10.0  # positions: a level seen this often on explore is believed half
-LEAST = 8  # occurrences on explore that a level needs to get a column
+LEAST = 15  # occurrences on explore that a level needs to get a column
 BLOCKS = 12  # groups of held-out stories, resampled for intervals
 
 
@@ -59,7 +58,7 @@ class Coding:
         design[:, 0] = 1
         for name, levels in self.levels.items():
             if len(levels):
-                place = torch.searchsorted(levels, variables[name]).clamp(max=len(levels) - 1)
+                place = torch.searchsorted(levels, variables[name].contiguous()).clamp(max=len(levels) - 1)
                 known = (levels[place] == variables[name]).nonzero()[:, 0]
                 design[known, self.first[name] + place[known]] = 1
         return design
@@ -95,6 +94,10 @@ class Moments:
     def total(self) -> "Moments":
         """All blocks as one."""
         return Moments(*(getattr(self, field.name).sum(0, keepdim=True) for field in dataclasses.fields(self)))
+
+    def block(self, number: int) -> "Moments":
+        """One block alone."""
+        return Moments(*(getattr(self, field.name)[number : number + 1] for field in dataclasses.fields(self)))
 
     def variation(self) -> Float[Tensor, " output"]:
         """Sum of squares around the mean over all blocks."""
@@ -245,7 +248,3 @@ def class_share_of_writes(
     total = values.square() @ weight - mean**2
     return (between / total.clamp(min=1e-12)).float()
 
-
-def is_small(value: float, limit: float) -> bool:
-    """Whether a number is finite and at most `limit` in size."""
-    return math.isfinite(value) and abs(value) <= limit
