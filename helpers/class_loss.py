@@ -65,9 +65,12 @@ def split_costs(
 
 
 def cost_table(costs: Float[Tensor, "set 2 n"], story: Int[Tensor, " n"], names: list[str]) -> StoryTable:
-    """Costs per story, for intervals: columns "NAME class", "NAME word" and "NAME lean" (class less word)."""
+    """Costs per story, for intervals: columns "NAME class", "NAME word" "NAME lean" (class less word),
+    and "NAME against OTHER" for the first two sets: the difference of their leans."""
     table, columns = StoryTable(), {}
     for name, (of_class, of_word) in zip(names, costs, strict=True):
         columns |= {f"{name} class": of_class, f"{name} word": of_word, f"{name} lean": of_class - of_word}
+    if len(names) > 1:
+        columns[f"{names[0]} against {names[1]}"] = columns[f"{names[0]} lean"] - columns[f"{names[1]} lean"]
     table.add(story, columns)
     return table

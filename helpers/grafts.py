@@ -46,7 +46,11 @@ def stratified_sets(
 
 
 def random_sets(
-    effect: Float[Tensor, " neuron"], size: int, count: int, seed: int = 0, without: Int[Tensor, " m"] | None = None
+    effect: Float[Tensor, " neuron"],
+    size: int,
+    count: int,
+    seed: int = 0,
+    without: Int[Tensor, " m"] | None = None,
 ) -> list[Int[Tensor, " k"]]:
     """Random sets of the same size and strata as `stratified_sets`, from the neurons not in `without`."""
     generator = torch.Generator().manual_seed(seed)
@@ -57,22 +61,40 @@ def random_sets(
     return [stratified_sets(draw[None], effect, size)[0] for draw in draws]
 
 
-def choose_pairs(usable: Bool[Tensor, " stimulus"], count: int = 400, seed: int = 0) -> Pairs:
-    """Random pairs of usable stimuli that differ in the class asked for and in the theme."""
+def random_couple(
+    effect: Float[Tensor, " neuron"], size: int, seed: int
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    """Two random sets of `random_sets` without a neuron in common."""
+    draws = torch.rand(2, len(effect), generator=torch.Generator().manual_seed(seed))
+    one, two = stratified_sets(draws, effect, size)
+    return one, two
+
+
+def choose_pairs(count: int = 400, seed: int = 0) -> Pairs:
+    """Random pairs of stimuli that differ in the class asked for and in the theme."""
     shape = len(stimuli.frames()), len(stimuli.themes()), stimuli.wordings()
-    number = torch.arange(len(usable)).view(shape)
     asked = torch.tensor([CLASSES.index(name) for name in stimuli.asked()])
     kind = asked[:, None, None].expand(shape).flatten()
     theme = torch.arange(shape[1])[None, :, None].expand(shape).flatten()
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(number.numel(), (2, 60 * count), generator=generator)
+    drawn = torch.randint(len(kind), (2, 4 * count), generator=generator)
     a, b = drawn
-    fits = (kind[a] != kind[b]) & (theme[a] != theme[b]) & usable[a] & usable[b]
+    fits = (kind[a] != kind[b]) & (theme[a] != theme[b])
     return Pairs(a[fits][:count], b[fits][:count])
 
 
+def themes_of(stimulus: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Number of each stimulus's theme."""
+    return stimulus // stimuli.wordings() % len(stimuli.themes())
+
+
 def hybrid(
-    model: TransformerBridge, ends: Ends, pairs: Pairs, from_a: Int[Tensor, " k"], from_b: Int[Tensor, " m"], rest: Rest
+    model: TransformerBridge,
+    ends: Ends,
+    pairs: Pairs,
+    from_a: Int[Tensor, " k"],
+    from_b: Int[Tensor, " m"],
+    rest: Rest,
 ) -> Float[Tensor, "pair d_model"]:
     """Final residual streams with some neurons as in A, some as in B, and all else (the stream before the MLP too) as
     in A, as in B, or at its mean over all stimuli."""
@@ -122,8 +144,15 @@ class Judge:
     def theme_of(self, residual: Float[Tensor, "n d_model"], own: Tensor, other: Tensor) -> Bool[Tensor, " n"]:
         """Whether the own stimulus's theme has the higher logits."""
         score, row = self.themes(residual), torch.arange(len(residual))
-        theme = lambda i: i // stimuli.wordings() % len(stimuli.themes())  # noqa: E731
-        return score[row, theme(own)] > score[row, theme(other)]
+        return score[row, themes_of(own)] > score[row, themes_of(other)]
+
+    def correct(self, residual: Float[Tensor, "stimulus d_model"], pairs: Pairs) -> Bool[Tensor, " pair"]:
+        """Whether A is judged to have A's class and theme, and B to have B's (of the two in question)."""
+        sides = [(pairs.a, pairs.b), (pairs.b, pairs.a)]
+        found = [
+            judge(residual[own], own, other) for own, other in sides for judge in (self.class_of, self.theme_of)
+        ]
+        return torch.stack(found).all(0)
 
     def both(self, residual: Float[Tensor, "pair d_model"], pairs: Pairs) -> Bool[Tensor, "3 pair"]:
         """Whether the prediction is of A's class; of B's theme; both."""

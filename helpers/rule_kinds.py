@@ -85,7 +85,9 @@ def reading_sides(corpus: Corpus) -> Sides:
     after_say = say | (comma & torch.cat([say[:1], say[:-1]])) | has(lambda text: "\n" in text)
     ends, place = has(lambda text: any(mark in text for mark in ".!?")), fraction(c)
     past = latest(corpus.penn("VBD"), corpus.penn("VBP", "VBZ"), c.story)
-    number = latest(corpus.penn("NNS", "NNPS") | corpus.here("plural"), corpus.penn("NN") | corpus.here("singular"), c.story)
+    number = latest(
+        corpus.penn("NNS", "NNPS") | corpus.here("plural"), corpus.penn("NN") | corpus.here("singular"), c.story
+    )
     gender = latest(corpus.here("female"), corpus.here("male"), c.story)
     to = corpus.penn("TO", "MD")
     either = lambda pair: (pair, pair.flip(0))  # noqa: E731
@@ -97,10 +99,16 @@ def reading_sides(corpus: Corpus) -> Sides:
     }  # fmt: skip
     sides = {name: (here[None], ~here[None]) for name, here in plain.items()}
     sides |= {"past tense": (past[:1], past[1:]), "number": either(number), "gender": either(gender)}
-    families = torch.stack([corpus.state(f"after {name} words in this story") for name in vocabulary_of_families()["families"]])
+    families = torch.stack(
+        [corpus.state(f"after {name} words in this story") for name in vocabulary_of_families()["families"]]
+    )
     cast = seen_in_story(c, corpus.names)
     kinds = torch.stack([c.tag == i for i in range(len(CLASSES))])
-    return sides | {"theme words": (families, ~families), "cast": (cast, ~cast), "word class after word class": (kinds, ~kinds)}
+    return sides | {
+        "theme words": (families, ~families),
+        "cast": (cast, ~cast),
+        "word class after word class": (kinds, ~kinds),
+    }
 
 
 def seen_in_story(context: Contexts, tokens: Int[Tensor, " k"]) -> Bool[Tensor, "k n"]:
@@ -119,11 +127,15 @@ def writing_sides(corpus: Corpus) -> Sides:
     fine = {name: _mostly(corpus, corpus.penn(*names), size) for name, names in PENN.items()}
     classes = token_classes(c, size)
     listed = {name: are(texts, lists()[name]) for name in ("saying", "female", "male", "plural", "singular")}
-    closes = torch.tensor([text.count('"') == 1 and not text.strip().startswith('"') or text == '"' for text in texts])
+    closes = torch.tensor(
+        [(text.count('"') == 1 and not text.strip().startswith('"')) or text == '"' for text in texts]
+    )
     opens = torch.tensor([text.count('"') == 1 and text.strip() == '"' and text != '"' for text in texts])
     marks = torch.tensor([text.strip(' "') in (".", "!", "?") for text in texts])
     capital = torch.tensor([text.strip()[:1].isupper() or "\n" in text for text in texts])
-    goes_on = _mostly(corpus, corpus.state("within a word"), size, after=True) & torch.tensor([text[:1].isalpha() for text in texts])
+    goes_on = _mostly(corpus, corpus.state("within a word"), size, after=True) & torch.tensor(
+        [text[:1].isalpha() for text in texts]
+    )
     speakers = listed["saying"] | (classes == CLASSES.index("PROPN")) | (classes == CLASSES.index("PRON"))
     plain = {
         "dialogue: close the quote": closes, "dialogue: who speaks": speakers, "dialogue: open a quote": opens,
@@ -135,19 +147,28 @@ def writing_sides(corpus: Corpus) -> Sides:
     pair = lambda a, b: (torch.stack([a, b]), torch.stack([b, a]))  # noqa: E731
     sides |= {"past tense": (fine["past"][None], (fine["base"] | fine["present"])[None])}
     sides |= {"base form after to or a modal": (fine["base"][None], fine["past"][None])}
-    sides |= {"number": pair(listed["plural"], listed["singular"]), "gender": pair(listed["female"], listed["male"])}
+    sides |= {
+        "number": pair(listed["plural"], listed["singular"]),
+        "gender": pair(listed["female"], listed["male"]),
+    }
     families = torch.stack([family_tokens(c, i, size) for i in range(len(vocabulary_of_families()["families"]))])
     names = torch.nn.functional.one_hot(corpus.names, size).bool()
     every = names.any(0) & known
     kinds = torch.stack([classes == i for i in range(len(CLASSES))])
-    sides |= {"theme words": (families, ~families), "cast": (names, every & ~names), "word class after word class": (kinds, ~kinds)}
+    sides |= {
+        "theme words": (families, ~families),
+        "cast": (names, every & ~names),
+        "word class after word class": (kinds, ~kinds),
+    }
     return {name: (inside & known, against & known) for name, (inside, against) in sides.items()}
 
 
 PENN = {"past": ("VBD",), "base": ("VB",), "present": ("VBP", "VBZ")}
 
 
-def _mostly(corpus: Corpus, here: Bool[Tensor, " n"], size: int, after: bool = False) -> Bool[Tensor, " vocabulary"]:
+def _mostly(
+    corpus: Corpus, here: Bool[Tensor, " n"], size: int, after: bool = False
+) -> Bool[Tensor, " vocabulary"]:
     """Tokens that are, at least half of the time, at such a position (or, with `after`, right after one)."""
     tokens = corpus.context.target if after else corpus.context.token
     return torch.bincount(tokens[here], minlength=size) * 2 >= torch.bincount(tokens, minlength=size).clamp(min=1)

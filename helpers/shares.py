@@ -120,7 +120,9 @@ def collect_moments(
     moments = None
     for batch in walk(model, stories):
         design = coding.columns(readings(contexts(batch.encoded))).roll(shift, 0)
-        outputs = torch.cat([batch.flat(batch.streams.mlp_post), head_outputs(model, batch.flat(batch.streams.z))], 1)
+        outputs = torch.cat(
+            [batch.flat(batch.streams.mlp_post), head_outputs(model, batch.flat(batch.streams.z))], 1
+        )
         moments = moments or Moments.zeros(blocks, len(coding.group), outputs.shape[1])
         for block in (batch.story % blocks).unique().tolist():
             here = batch.story % blocks == block
@@ -130,10 +132,14 @@ def collect_moments(
     return moments
 
 
-def head_outputs(model: TransformerBridge, z: Float[Tensor, "n head d_head"]) -> Float[Tensor, "n head_times_d_head"]:
+def head_outputs(
+    model: TransformerBridge, z: Float[Tensor, "n head d_head"]
+) -> Float[Tensor, "n head_times_d_head"]:
     """Coordinates of every head's write in which squared length is kept, d_head a head: z times the Cholesky factor of W_O W_O'."""
     metric = model.W_O[0] @ model.W_O[0].transpose(1, 2)
-    factor = torch.linalg.cholesky(metric + 1e-6 * metric.diagonal(dim1=1, dim2=2).mean() * torch.eye(metric.shape[1]))
+    factor = torch.linalg.cholesky(
+        metric + 1e-6 * metric.diagonal(dim1=1, dim2=2).mean() * torch.eye(metric.shape[1])
+    )
     return torch.einsum("nhd,hde->nhe", z, factor).flatten(1)
 
 
@@ -183,7 +189,11 @@ def orders() -> list[tuple[int, ...]]:
     """All orders of the groups in which a nested group enters after the one it is nested in."""
     names = list(GROUPS)
     pairs = [(names.index(outer), names.index(inner)) for inner, outer in NESTED.items()]
-    return [order for order in permutations(range(len(names))) if all(order.index(a) < order.index(b) for a, b in pairs)]
+    return [
+        order
+        for order in permutations(range(len(names)))
+        if all(order.index(a) < order.index(b) for a, b in pairs)
+    ]
 
 
 def shapley_shares(fitted: Moments, held: Moments, coding: Coding, neurons: int, ridge: float = RIDGE) -> Shares:
@@ -205,7 +215,9 @@ def shapley_shares(fitted: Moments, held: Moments, coding: Coding, neurons: int,
     left = [variation - sum(gain[0] for gain in gains), size - sum(gain[1] for gain in gains)]
     names = [*GROUPS, "unexplained"]
     outputs = torch.stack([part[0] for part in [*gains, left]], 1) / variation[:, None]
-    population = {name: bootstrap(part[1].double(), size.double()) for name, part in zip(names, [*gains, left], strict=True)}
+    population = {
+        name: bootstrap(part[1].double(), size.double()) for name, part in zip(names, [*gains, left], strict=True)
+    }
     return Shares(outputs, variation, population, neurons)
 
 
@@ -214,37 +226,3 @@ def explained_share(fitted: Moments, held: Moments, coding: Coding, ridge: float
     every = torch.arange(len(coding.group))
     errors, _ = squared_errors(held, every, solve(fitted, every, ridge), torch.zeros_like(held.squares[0]))
     return 1 - errors / held.variation().clamp(min=1e-9)
-
-
-def valley(values: Float[Tensor, " k"], width: float = 0.5, points: int = 200) -> float:
-    """How deep the density of some values dips between two peaks, as a share of the lower peak (0 for one peak).
-
-    The density is a Gaussian kernel estimate; its bandwidth is `width` times Silverman's rule (1986).
-    """
-    deviation = values.std().clamp(min=1e-9)
-    band = width * 1.06 * deviation * len(values) ** -0.2
-    grid = torch.linspace(values.min().item(), values.max().item(), points)
-    density = torch.exp(-0.5 * ((grid[:, None] - values) / band) ** 2).mean(1)
-    left, right = density.cummax(0).values, density.flip(0).cummax(0).values.flip(0)
-    lower = torch.minimum(left, right)
-    large = lower >= 0.1 * density.max()  # a peak in the tails is no group
-    return float(torch.where(large, 1 - density / lower.clamp(min=1e-12), 0).max())
-
-
-def class_share_of_writes(
-    writes: Float[Tensor, "k vocabulary"], classes: Int[Tensor, " vocabulary"], frequency: Float[Tensor, " vocabulary"]
-) -> Float[Tensor, " k"]:
-    """Share of the variance of a write over the tokens that lies between classes, tokens weighted by frequency.
-
-    The rest is variance among the words within a class. Tokens of class -1 are left out.
-    """
-    weight = torch.where(classes >= 0, frequency, 0).double()
-    weight = weight / weight.sum().clamp(min=1e-12)
-    one_hot = torch.nn.functional.one_hot(classes.clamp(min=0), int(classes.max()) + 1).double() * weight[:, None]
-    size = one_hot.sum(0)
-    values = writes.double()
-    mean = values @ weight
-    between = ((values @ one_hot) ** 2 / size.clamp(min=1e-12)).sum(1) - mean**2
-    total = values.square() @ weight - mean**2
-    return (between / total.clamp(min=1e-12)).float()
-

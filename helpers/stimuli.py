@@ -101,7 +101,9 @@ def cell_tokens(model: TransformerBridge) -> list[Int[Tensor, " k"]]:
             ids = [model.tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
             cells.append(torch.tensor([row[0] for row in ids if len(row) == 1]))
             if len(cells[-1]) < LEAST_WORDS:
-                raise WorkbookError(f"The tokenizer splits the {name} words of {theme}: add words to helpers/stimuli.json.")
+                raise WorkbookError(
+                    f"The tokenizer splits the {name} words of {theme}: add words to helpers/stimuli.json."
+                )
     return cells
 
 
@@ -162,6 +164,11 @@ def theme_contrast(logits: Logits) -> Float[Tensor, "frame theme wording"]:
     return own - (centred.sum(-1) - own) / (centred.shape[-1] - 1)
 
 
+def theme_gain(logits: Logits) -> float:
+    """Mean of `theme_contrast` over all stimuli."""
+    return theme_contrast(logits).mean().item()
+
+
 def jackknife(values: list[float], whole: float) -> Estimate:
     """95 % interval from values with one wording left out each (Efron & Tibshirani, 1993), around the whole's value."""
     found = torch.tensor(values, dtype=torch.double)
@@ -173,6 +180,27 @@ def over_wordings(logits: Logits, measure) -> Estimate:
     """A measure of the logits with its interval over wordings."""
     every = torch.arange(logits.shape[2])
     return jackknife([measure(logits[:, :, every != w]) for w in every], measure(logits))
+
+
+def retained(full: Logits, cut: Logits, contrast) -> Estimate:
+    """Share of a contrast that is left in other logits, with its interval over wordings."""
+    share = lambda kept: (contrast(cut[:, :, kept]).mean() / contrast(full[:, :, kept]).mean()).item()  # noqa: E731
+    every = torch.arange(full.shape[2])
+    return jackknife([share(every != w) for w in every], share(every >= 0))
+
+
+def without(
+    model: TransformerBridge, ends: Ends, means: Float[Tensor, " neuron"], neurons: Int[Tensor, " k"]
+) -> Float[Tensor, "stimulus d_model"]:
+    """Final residual streams with some neurons at their means."""
+    change = (means[neurons] - ends.activations[:, neurons]) @ model.W_out[0][neurons]
+    return ends.resid_mid + ends.mlp_out + change
+
+
+def with_activations(model: TransformerBridge, ends: Ends, activations: Float[Tensor, "stimulus neuron"]) -> Ends:
+    """The same stimuli with other activations in the neurons' place; what the MLP read stays."""
+    mlp_out = activations @ model.W_out[0] + model.b_out[0]
+    return dataclasses.replace(ends, activations=activations, mlp_out=mlp_out)
 
 
 def shuffled_pairs(logits: Logits, seed: int = 0) -> Logits:

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from helpers.plots import COLOURS, STYLE, new_axes
+from helpers.plots import COLOURS, STYLE, new_axes, paired_bars
 
 PALETTE = ["#1b6ca8", "#9ecae1", "#2f8f6b", "#b3365a", "#c9b46b", "#8c7aa9", "#e6e6e6"]
 
@@ -26,7 +26,9 @@ def stacked_shares(rows: dict[str, list[float]], parts: list[str], title: str) -
     axis.set_yticks(range(len(rows)), list(rows))
     axis.invert_yaxis()
     axis.set(title=title, xlabel="share of variance on confirm", xlim=(0, max(1.0, left.max())))
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8.5
+    )
     return figure
 
 
@@ -48,7 +50,9 @@ def shares_map(
     figure.colorbar(points, ax=axes[0], label="write: share between word classes")
     edges = np.linspace(-1, 1, 51)
     axes[1].hist(np.clip(balance, -1, 1), edges, color=COLOURS["model"], alpha=0.8, label="neurons")
-    axes[1].hist(np.clip(normal, -1, 1), edges, histtype="step", color=COLOURS["control"], lw=1.4, label="one normal group")
+    axes[1].hist(
+        np.clip(normal, -1, 1), edges, histtype="step", color=COLOURS["control"], lw=1.4, label="one normal group"
+    )
     axes[1].set(xlabel="balance: −1 all content, +1 all syntax", yticks=[], title="Two groups, or a continuum?")
     axes[1].legend(frameon=False, fontsize=8.5)
     return figure
@@ -67,7 +71,9 @@ def draw_dissociation(axis: Axes, points: dict[str, tuple[float, float]], random
     axis.legend(frameon=False, fontsize=8.5, loc="lower right")
 
 
-def draw_lines(axis: Axes, x: list[int], series: dict[str, list[float]], title: str, names: tuple[str, str]) -> None:
+def draw_lines(
+    axis: Axes, x: list[int], series: dict[str, list[float]], title: str, names: tuple[str, str]
+) -> None:
     """Lines over set sizes, the first one thick."""
     colours = [COLOURS["model"], COLOURS["baseline"], COLOURS["accent"], COLOURS["control"]]
     styles = ["-o", "-o", "--s", ":^"]
@@ -83,6 +89,17 @@ def dissociation(points: dict[str, tuple[float, float]], random: np.ndarray, tit
     """The dissociation alone."""
     figure, (axis,) = new_axes(6.4, 4.4)
     draw_dissociation(axis, points, random, title)
+    return figure
+
+
+def removal(labels: list[str], series: dict[str, list], title: str) -> Figure:
+    """What is left of some effects, a bar a removal; the legend stands beside the bars."""
+    figure = paired_bars(
+        labels, series, title, "share left", [COLOURS["model"], COLOURS["accent"], COLOURS["baseline"]]
+    )
+    axis = figure.axes[0]
+    axis.axvline(1, color="#999999", lw=0.8, ls="--")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
@@ -136,15 +153,18 @@ def centres(read: np.ndarray, write: np.ndarray, names: list[str], labels: list[
 
 
 def front(
-    points: dict[str, tuple[float, float]], random: np.ndarray, x: list[int], series: dict[str, list[float]],
+    points: dict[str, tuple[float, float]],
+    random: np.ndarray,
+    x: list[int],
+    series: dict[str, list[float]],
     additive: dict[str, float],
 ) -> Figure:
     """The answer in one figure: dissociation, grafts, additivity."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(12, 3.9), width_ratios=[1, 1.15, 0.95])
+        figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.9), width_ratios=[1, 1.15, 0.9])
     plt.close(figure)
-    draw_dissociation(axes[0], points, random, "1  Remove a set of neurons")
-    names = ("neurons in each set", "class of A and theme of B")
+    draw_dissociation(axes[0], points, random, "1  Remove a quarter of the neurons")
+    names = ("neurons in each set", "share of grafts with both")
     draw_lines(axes[1], x, series, "2  Class from sentence A, theme from B", names)
     palette = [COLOURS["model"], COLOURS["control"], COLOURS["baseline"], COLOURS["baseline"]]
     axes[2].barh(range(len(additive)), list(additive.values()), color=palette[: len(additive)], height=0.62)
@@ -152,5 +172,9 @@ def front(
         axes[2].text(max(value, 0) + 0.02, y, f"{value:.2f}", va="center", fontsize=9)
     axes[2].set_yticks(range(len(additive)), list(additive), fontsize=8.5)
     axes[2].invert_yaxis()
-    axes[2].set(title="3  Does the theme reach the next word?", xlabel="logits for its theme's words", xlim=(0, 1.25 * max(0.1, *additive.values())))
+    axes[2].set(
+        title="3  Theme before the last words",
+        xlabel="logits for its theme's words",
+        xlim=(0, 1.25 * max(0.1, *additive.values())),
+    )
     return figure
