@@ -15,26 +15,40 @@ from helpers.stories import Story
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """A text's tokens, for each the most probable other token (its rival), and what each group of neurons adds to the
-    logit of the token over that of its rival, against what its neurons add at their means."""
+    """A text's tokens and, for each, the most probable other token (its rival), all seen from the position before it.
+
+    added: what each group of neurons adds to the token's logit, against what its neurons add at their means.
+    parts: the same for the token's logit over its rival's. firing: mean activation of the group's neurons, in standard
+    deviations from their means.
+    """
 
     tokens: list[str]
     rivals: list[str]
+    added: Float[Tensor, "n group"]
     parts: Float[Tensor, "n group"]
+    firing: Float[Tensor, "n group"]
 
     def conflict(self, least: float = 1.0) -> Bool[Tensor, " n"]:
         """Where some groups speak for the token and others for its rival, by at least so many logits each."""
         return (self.parts.clamp(min=0).sum(1) >= least) & (self.parts.clamp(max=0).sum(1) <= -least)
 
 
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Groups of neurons by number, with the neurons' means and standard deviations."""
+
+    group: Int[Tensor, " neuron"]
+    names: list[str]
+    means: Float[Tensor, " neuron"]
+    deviations: Float[Tensor, " neuron"]
+
+    def sum(self, values: Float[Tensor, "n neuron"]) -> Float[Tensor, "n group"]:
+        """Sums over each group's neurons."""
+        return torch.zeros(len(values), len(self.names)).index_add_(1, self.group, values)
+
+
 @torch.no_grad()
-def contest(
-    model: TransformerBridge,
-    text: str,
-    means: Float[Tensor, " neuron"],
-    group: Int[Tensor, " neuron"],
-    groups: int,
-) -> Contest:
+def contest(model: TransformerBridge, text: str, groups: Groups) -> Contest:
     """Direct logit attribution of groups of neurons, token by token, at the position before each.
 
     Raises:
@@ -44,17 +58,27 @@ def contest(
         raise WorkbookError("There is no text to read: type a sentence or two.")
     batch = next(walk(model, [Story(text)]))
     residual, activations = batch.flat(batch.streams.resid_post), batch.flat(batch.streams.mlp_post)
+    rival = _rivals(model, residual, batch.target)
+    w, scale = model.W_out[0], final_scale(model, residual)
+    w = (w - w.mean(-1, keepdim=True)).T
+    change = activations - groups.means
+    for_token, for_rival = (change * (model.W_U.T[ids] / scale @ w) for ids in (batch.target, rival))
+    size = torch.bincount(groups.group, minlength=len(groups.names)).clamp(min=1)
+    firing = groups.sum(change / groups.deviations.clamp(min=1e-9)) / size
+    tokens = [text[a:b] for a, b in batch.encoded[0].spans[1:].tolist()]
+    rivals = [model.tokenizer.decode([i]) for i in rival.tolist()]
+    return Contest(tokens, rivals, groups.sum(for_token), groups.sum(for_token - for_rival), firing)
+
+
+def _rivals(
+    model: TransformerBridge, residual: Float[Tensor, "n d_model"], target: Int[Tensor, " n"]
+) -> Int[Tensor, " n"]:
+    """The most probable token other than the target, the logits made a chunk at a time."""
     chunk = max(1, 2**22 // model.cfg.d_vocab)
-    rows = zip(residual.split(chunk), batch.target.split(chunk), strict=True)
-    rival = torch.cat(
+    rows = zip(residual.split(chunk), target.split(chunk), strict=True)
+    return torch.cat(
         [model.unembed(model.ln_final(r)).scatter(1, t[:, None], -torch.inf).argmax(1) for r, t in rows]
     )
-    w = model.W_out[0]
-    aim = (model.W_U.T[batch.target] - model.W_U.T[rival]) / final_scale(model, residual)
-    single = (activations - means) * (aim @ (w - w.mean(-1, keepdim=True)).T)
-    tokens = [text[a:b] for a, b in batch.encoded[0].spans[1:].tolist()]
-    parts = torch.zeros(len(tokens), groups).index_add_(1, group, single)
-    return Contest(tokens, [model.tokenizer.decode([i]) for i in rival.tolist()], parts)
 
 
 def sentence_with(tokens: list[str], words: tuple[str, ...], length: int) -> slice:
@@ -66,12 +90,23 @@ def sentence_with(tokens: list[str], words: tuple[str, ...], length: int) -> sli
 
 
 def table(found: Contest, names: list[str], rows: slice) -> str:
-    """Some of the words as a Markdown table: the word, its rival, the group most for it and the one most for the rival."""
-    lines = ["| comes next | its rival | most for it | most for the rival |", "|---|---|---|---|"]
-    for token, rival, parts in zip(found.tokens[rows], found.rivals[rows], found.parts[rows], strict=True):
-        shown = [word.strip(" ").replace("\n", "⏎").replace("|", "¦") for word in (token, rival)]
-        up, down = int(parts.argmax()), int(parts.argmin())
-        lines.append(
-            f"| {shown[0]} | {shown[1]} | {names[up]} {parts[up]:+.1f} | {names[down]} {parts[down]:+.1f} |"
+    """Some of the words as a Markdown table: which group fires most, adds most to the word, and speaks most for the rival."""
+    lines = ["| comes next | fires most | adds most | its rival | most for the rival |", "|---" * 5 + "|"]
+    for i in range(*rows.indices(len(found.tokens))):
+        word, rival = (
+            text.strip(" ").replace("\n", "⏎").replace("|", "¦") for text in (found.tokens[i], found.rivals[i])
         )
+        loud, most, least = (
+            int(found.firing[i].argmax()),
+            int(found.added[i].argmax()),
+            int(found.parts[i].argmin()),
+        )
+        cells = [
+            word,
+            names[loud],
+            f"{names[most]} {found.added[i, most]:+.1f}",
+            rival,
+            f"{names[least]} {found.parts[i, least]:+.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

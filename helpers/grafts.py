@@ -35,8 +35,9 @@ def stratified_sets(
     """
     chosen: list[list[Tensor]] = [[] for _ in scores]
     strata = effect.argsort(descending=True, stable=True).split(stratum)
-    for i, rows in enumerate(strata):
-        take = size * (i + 1) // len(strata) - size * i // len(strata)
+    start = 0
+    for rows in strata:
+        take, start = size * (start + len(rows)) // len(effect) - size * start // len(effect), start + len(rows)
         free = torch.ones(len(rows), dtype=torch.bool)
         for score, kept in zip(scores, chosen, strict=True):
             best = torch.where(free, score[rows], -torch.inf).topk(min(take, int(free.sum()))).indices

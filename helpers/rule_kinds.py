@@ -77,38 +77,51 @@ class Corpus:
         return self.context.states[:, state_names().index(name)]
 
 
+def phases(context: Contexts) -> dict[str, Bool[Tensor, " n"]]:
+    """Which positions belong to each phase of their story: first sentence, the next third, last fifth, last sentence."""
+    place, opening = fraction(context), context.states[:, state_names().index("in the opening sentence")]
+    stories = int(context.story.max()) + 1
+    last = torch.zeros(stories, dtype=torch.long).index_reduce_(
+        0, context.story, context.sentence, "amax", include_self=False
+    )
+    moral = context.sentence == last[context.story]
+    return {
+        "story opening": opening, "story problem": ~opening & (place < 0.4), "story ending": place >= 0.8, "story moral": moral,
+    }  # fmt: skip
+
+
+def _plain_reads(corpus: Corpus) -> dict[str, Bool[Tensor, " n"]]:
+    """Where the kinds fire that have one way of being met and are compared with everywhere else."""
+    tokens, texts = corpus.context.token, corpus.texts
+    has = lambda test: torch.tensor([test(text) for text in texts])[tokens]  # noqa: E731
+    quote, quoted = has(lambda text: text.count('"') % 2 == 1), corpus.state("inside quotes")
+    say, comma = corpus.here("saying"), has(lambda text: text.strip() in (",", ":"))
+    return {
+        "base form after to or a modal": corpus.penn("TO", "MD"),
+        "dialogue: close the quote": quoted,
+        "dialogue: who speaks": quote & ~quoted,
+        "dialogue: open a quote": say | (comma & torch.cat([say[:1], say[:-1]])) | has(lambda text: "\n" in text),
+        "sentence end": within(corpus.context.sentence) >= 8,
+        "sentence start": has(lambda text: any(mark in text for mark in ".!?")),
+        "word completion": corpus.state("within a word"),
+    } | phases(corpus.context)
+
+
 def reading_sides(corpus: Corpus) -> Sides:
     """Where each kind's neurons should fire, and the positions to compare with."""
-    c, has = corpus.context, lambda test: torch.tensor([test(text) for text in corpus.texts])[corpus.context.token]
-    quote, quoted = has(lambda text: text.count('"') % 2 == 1), corpus.state("inside quotes")
-    say, comma = corpus.here("saying"), has(lambda text: text.strip() in (",", ":", "⏎", ""))
-    after_say = say | (comma & torch.cat([say[:1], say[:-1]])) | has(lambda text: "\n" in text)
-    ends, place = has(lambda text: any(mark in text for mark in ".!?")), fraction(c)
+    c = corpus.context
+    sides = {name: (here[None], ~here[None]) for name, here in _plain_reads(corpus).items()}
     past = latest(corpus.penn("VBD"), corpus.penn("VBP", "VBZ"), c.story)
-    number = latest(
-        corpus.penn("NNS", "NNPS") | corpus.here("plural"), corpus.penn("NN") | corpus.here("singular"), c.story
-    )
-    gender = latest(corpus.here("female"), corpus.here("male"), c.story)
-    to = corpus.penn("TO", "MD")
-    either = lambda pair: (pair, pair.flip(0))  # noqa: E731
-    plain = {
-        "base form after to or a modal": to, "dialogue: close the quote": quoted, "dialogue: who speaks": quote & ~quoted,
-        "dialogue: open a quote": after_say, "sentence end": within(c.sentence) >= 8, "sentence start": ends,
-        "word completion": corpus.state("within a word"), "story opening": corpus.state("in the opening sentence"),
-        "story ending": place >= 0.8,
-    }  # fmt: skip
-    sides = {name: (here[None], ~here[None]) for name, here in plain.items()}
-    sides |= {"past tense": (past[:1], past[1:]), "number": either(number), "gender": either(gender)}
-    families = torch.stack(
-        [corpus.state(f"after {name} words in this story") for name in vocabulary_of_families()["families"]]
-    )
+    many, one = corpus.penn("NNS", "NNPS") | corpus.here("plural"), corpus.penn("NN") | corpus.here("singular")
+    number, gender = latest(many, one, c.story), latest(corpus.here("female"), corpus.here("male"), c.story)
+    sides |= {"past tense": (past[:1], past[1:])}
+    sides |= {"number": (number, number.flip(0)), "gender": (gender, gender.flip(0))}
+    names = vocabulary_of_families()["families"]
+    families = torch.stack([corpus.state(f"after {name} words in this story") for name in names])
     cast = seen_in_story(c, corpus.names)
     kinds = torch.stack([c.tag == i for i in range(len(CLASSES))])
-    return sides | {
-        "theme words": (families, ~families),
-        "cast": (cast, ~cast),
-        "word class after word class": (kinds, ~kinds),
-    }
+    several = {"theme words": families, "cast": cast, "word class after word class": kinds}
+    return sides | {name: (ways, ~ways) for name, ways in several.items()}
 
 
 def seen_in_story(context: Contexts, tokens: Int[Tensor, " k"]) -> Bool[Tensor, "k n"]:
@@ -119,58 +132,47 @@ def seen_in_story(context: Contexts, tokens: Int[Tensor, " k"]) -> Bool[Tensor, 
     return total > (total - hit)[:, start]
 
 
+def _plain_writes(corpus: Corpus) -> dict[str, Bool[Tensor, " vocabulary"]]:
+    """The tokens of the kinds that have one way of being met and are compared with all others."""
+    c, texts, size = corpus.context, corpus.texts, len(corpus.texts)
+    test = lambda holds: torch.tensor([holds(text) for text in texts])  # noqa: E731
+    classes = token_classes(c, size)
+    speakers = (classes == CLASSES.index("PROPN")) | (classes == CLASSES.index("PRON"))
+    goes_on = _mostly(corpus, corpus.state("within a word"), after=True)
+    return {
+        "dialogue: close the quote": test(lambda t: t.count('"') == 1 and not t.strip().startswith('"')),
+        "dialogue: who speaks": are(texts, lists()["saying"]) | speakers,
+        "dialogue: open a quote": test(lambda t: t.strip() == '"'),
+        "sentence end": test(lambda t: t.strip(' "') in (".", "!", "?")),
+        "sentence start": test(lambda t: t.strip()[:1].isupper() or "\n" in t),
+        "word completion": goes_on & test(lambda t: t[:1].isalpha()),
+    } | {name: frequent(c, here, size) for name, here in phases(c).items()}
+
+
 def writing_sides(corpus: Corpus) -> Sides:
     """Which tokens each kind's neurons should support, and the tokens to compare with; from explore."""
-    c, texts = corpus.context, corpus.texts
-    size = len(texts)
+    c, size = corpus.context, len(corpus.texts)
     known = torch.bincount(c.target, minlength=size) >= SEEN
-    fine = {name: _mostly(corpus, corpus.penn(*names), size) for name, names in PENN.items()}
-    classes = token_classes(c, size)
-    listed = {name: are(texts, lists()[name]) for name in ("saying", "female", "male", "plural", "singular")}
-    closes = torch.tensor(
-        [(text.count('"') == 1 and not text.strip().startswith('"')) or text == '"' for text in texts]
-    )
-    opens = torch.tensor([text.count('"') == 1 and text.strip() == '"' and text != '"' for text in texts])
-    marks = torch.tensor([text.strip(' "') in (".", "!", "?") for text in texts])
-    capital = torch.tensor([text.strip()[:1].isupper() or "\n" in text for text in texts])
-    goes_on = _mostly(corpus, corpus.state("within a word"), size, after=True) & torch.tensor(
-        [text[:1].isalpha() for text in texts]
-    )
-    speakers = listed["saying"] | (classes == CLASSES.index("PROPN")) | (classes == CLASSES.index("PRON"))
-    plain = {
-        "dialogue: close the quote": closes, "dialogue: who speaks": speakers, "dialogue: open a quote": opens,
-        "sentence end": marks, "sentence start": capital, "word completion": goes_on,
-        "story opening": frequent(c, corpus.state("in the opening sentence"), size),
-        "story ending": frequent(c, fraction(c) >= 0.8, size),
-    }  # fmt: skip
-    sides = {name: (here[None], ~here[None]) for name, here in plain.items()}
-    pair = lambda a, b: (torch.stack([a, b]), torch.stack([b, a]))  # noqa: E731
-    sides |= {"past tense": (fine["past"][None], (fine["base"] | fine["present"])[None])}
-    sides |= {"base form after to or a modal": (fine["base"][None], fine["past"][None])}
+    sides = {name: (here[None], ~here[None]) for name, here in _plain_writes(corpus).items()}
+    past, base, present = (_mostly(corpus, corpus.penn(*names)) for names in (("VBD",), ("VB",), ("VBP", "VBZ")))
     sides |= {
-        "number": pair(listed["plural"], listed["singular"]),
-        "gender": pair(listed["female"], listed["male"]),
+        "past tense": (past[None], (base | present)[None]),
+        "base form after to or a modal": (base[None], past[None]),
     }
+    for name, lists_of in {"number": ("plural", "singular"), "gender": ("female", "male")}.items():
+        both = torch.stack([are(corpus.texts, lists()[words]) for words in lists_of])
+        sides[name] = both, both.flip(0)
     families = torch.stack([family_tokens(c, i, size) for i in range(len(vocabulary_of_families()["families"]))])
-    names = torch.nn.functional.one_hot(corpus.names, size).bool()
-    every = names.any(0) & known
+    names, classes = torch.nn.functional.one_hot(corpus.names, size).bool(), token_classes(c, size)
     kinds = torch.stack([classes == i for i in range(len(CLASSES))])
-    sides |= {
-        "theme words": (families, ~families),
-        "cast": (names, every & ~names),
-        "word class after word class": (kinds, ~kinds),
-    }
+    sides |= {"theme words": (families, ~families), "word class after word class": (kinds, ~kinds)}
+    sides["cast"] = names, names.any(0) & ~names
     return {name: (inside & known, against & known) for name, (inside, against) in sides.items()}
 
 
-PENN = {"past": ("VBD",), "base": ("VB",), "present": ("VBP", "VBZ")}
-
-
-def _mostly(
-    corpus: Corpus, here: Bool[Tensor, " n"], size: int, after: bool = False
-) -> Bool[Tensor, " vocabulary"]:
+def _mostly(corpus: Corpus, here: Bool[Tensor, " n"], after: bool = False) -> Bool[Tensor, " vocabulary"]:
     """Tokens that are, at least half of the time, at such a position (or, with `after`, right after one)."""
-    tokens = corpus.context.target if after else corpus.context.token
+    tokens, size = corpus.context.target if after else corpus.context.token, len(corpus.texts)
     return torch.bincount(tokens[here], minlength=size) * 2 >= torch.bincount(tokens, minlength=size).clamp(min=1)
 
 

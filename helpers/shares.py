@@ -210,7 +210,8 @@ def shapley_shares(fitted: Moments, held: Moments, coding: Coding, neurons: int,
             before, after = found[frozenset(order[:k])], found[frozenset(order[: k + 1])]
             for total, a, b in zip(gains[group], before, after, strict=True):
                 total += (a - b) / len(ways)
-    spread = held.squares - held.sums**2 / held.counts[:, None]
+    mean = held.total().sums[0] / held.total().counts[0]
+    spread = held.squares - 2 * mean * held.sums + mean**2 * held.counts[:, None]
     size = (spread * scale).sum(1)
     left = [variation - sum(gain[0] for gain in gains), size - sum(gain[1] for gain in gains)]
     names = [*GROUPS, "unexplained"]

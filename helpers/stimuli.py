@@ -148,6 +148,12 @@ def additive_share(logits: Logits) -> float:
     return (found["frame"] + found["theme"]) / max(1e-12, sum(found.values()))
 
 
+def interaction_ratio(logits: Logits) -> float:
+    """The interaction's part of the variation over the theme's."""
+    found = components(logits)
+    return found["interaction"] / max(1e-9, found["theme"])
+
+
 def class_contrast(logits: Logits) -> Float[Tensor, "frame theme wording"]:
     """How much higher the logits of the asked class's words are than those of the other classes' words."""
     wanted = torch.tensor([classes().index(name) for name in asked()])
@@ -162,6 +168,16 @@ def theme_contrast(logits: Logits) -> Float[Tensor, "frame theme wording"]:
     centred = (logits - logits.mean((1, 2), keepdim=True)).mean(-2)
     own = torch.diagonal(centred, dim1=1, dim2=3).transpose(1, 2)
     return own - (centred.sum(-1) - own) / (centred.shape[-1] - 1)
+
+
+def theme_gain_by_class(logits: Logits) -> tuple[float, float]:
+    """The theme's gain among words of the class that the frame asks for, and among words of the other classes."""
+    centred = logits - logits.mean((1, 2), keepdim=True)
+    own = torch.diagonal(centred, dim1=1, dim2=4)
+    gains = (own * len(themes()) - centred.sum(-1).movedim(1, -1)) / (len(themes()) - 1)
+    wanted = torch.tensor([[name == asked_for for name in classes()] for asked_for in asked()])
+    by_class = gains.mean((1, 3))
+    return by_class[wanted].mean().item(), by_class[~wanted].mean().item()
 
 
 def theme_gain(logits: Logits) -> float:

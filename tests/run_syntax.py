@@ -53,7 +53,8 @@ def main(folder: str) -> dict:
     state = residual, activations, means, context.target
     tests = rule_tests.removals(model, {"gender": effects["gender"]}, effect, state, context, *sides)
     label, _ = clusters.cluster(torch.cat(clusters.features(effects)[:2], 1), 4)
-    found = contests.contest(model, stories[0].text, means, label, 4)
+    groups = contests.Groups(label, list("abcd"), means, activations.std(0))
+    found = contests.contest(model, stories[0].text, groups)
     table = lookups.context_table(residual, activations, residual[:9])
     whole = residual_losses(model, residual, context.target)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -104,6 +104,10 @@ def test_contrasts_find_the_asked_class_and_the_own_theme():
         logits[:, s, :, :, s] += 1
     assert stimuli.class_contrast(logits).mean() == pytest.approx(3)
     assert stimuli.theme_gain(logits) == pytest.approx(1)
+    assert stimuli.theme_gain_by_class(logits) == pytest.approx((1, 1))
+    logits[stimuli.frames().index("wanted to"), 0, :, stimuli.classes().index("VERB"), 0] += 12 * 8
+    asked, others = stimuli.theme_gain_by_class(logits)
+    assert asked > 1.5 and others == pytest.approx(1)
     halved = logits / 2
     assert stimuli.retained(logits, halved, stimuli.theme_contrast).mean == pytest.approx(0.5)
     assert stimuli.theme_gain(made(frame=3, noise=0)) == pytest.approx(0, abs=1e-5)
