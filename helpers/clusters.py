@@ -14,7 +14,7 @@ def features(
     """Standardised effect sizes on both sides: of every kind's first way, and of every class that is there."""
     names, reads, writes = [], [], []
     for name, effect in effects.items():
-        ways = range(len(CLASSES)) if name == CLASSWISE else range(1)
+        ways = range(len(CLASSES)) if name == CLASSWISE else range(min(1, effect.read.shape[1]))  # no name, no way
         for way in ways:
             read, write = effect.read[:, way], effect.write[:, way]
             if read.std() > 1e-6 and write.std() > 1e-6:

@@ -84,6 +84,12 @@ def choose_pairs(count: int = 400, seed: int = 0) -> Pairs:
     return Pairs(a[fits][:count], b[fits][:count])
 
 
+def kept(pairs: Pairs, right: Bool[Tensor, " pair"], least: int = 20) -> Pairs:
+    """The pairs that are right; all of them where fewer than `least` are (a model that knows neither class nor theme)."""
+    rows = right if int(right.sum()) >= least else torch.ones_like(right)
+    return Pairs(pairs.a[rows], pairs.b[rows])
+
+
 def themes_of(stimulus: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Number of each stimulus's theme."""
     return stimulus // stimuli.wordings() % len(stimuli.themes())

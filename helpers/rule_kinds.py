@@ -81,9 +81,7 @@ def phases(context: Contexts) -> dict[str, Bool[Tensor, " n"]]:
     """Which positions belong to each phase of their story: first sentence, the next third, last fifth, last sentence."""
     place, opening = fraction(context), context.states[:, state_names().index("in the opening sentence")]
     stories = int(context.story.max()) + 1
-    last = torch.zeros(stories, dtype=torch.long).index_reduce_(
-        0, context.story, context.sentence, "amax", include_self=False
-    )
+    last = torch.zeros(stories, dtype=torch.long).scatter_reduce(0, context.story, context.sentence, "amax")
     moral = context.sentence == last[context.story]
     return {
         "story opening": opening, "story problem": ~opening & (place < 0.4), "story ending": place >= 0.8, "story moral": moral,

@@ -70,7 +70,8 @@ def removals(
     """`removal` of every kind's members, against sets alike in single effect and in their write on the kind's tokens."""
     found = {}
     for name, effect in effects.items():
-        alike = torch.stack([single, effect.write.amax(1)], 1)
+        support = torch.cat([effect.write, torch.full((len(single), 1), -1.0)], 1).amax(1)
+        alike = torch.stack([single, support], 1)
         found[name] = removal(model, effect.members, alike, state, *ways_met(reads, writes, name, context))
     return found
 

@@ -25,7 +25,7 @@ from helpers.stories import Story
 
 RIDGE = 10.0  # positions: a level seen this often on explore is believed half
 LEAST = 15  # occurrences on explore that a level needs to get a column
-BLOCKS = 12  # groups of held-out stories, resampled for intervals
+BLOCKS = 8  # groups of held-out stories, resampled for intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,24 +145,29 @@ def head_outputs(
 
 def solve(moments: Moments, columns: Int[Tensor, " k"], ridge: float = RIDGE) -> Float[Tensor, "k output"]:
     """Ridge coefficients of some columns (the constant, column 0, is not shrunk), fitted on all blocks."""
-    total = moments.total()
+    total = moments.total() if len(moments.counts) > 1 else moments
     penalty = torch.where(columns == 0, 1e-6, ridge).double()
     gram = total.gram[0][columns][:, columns].double() + torch.diag(penalty)
     return torch.cholesky_solve(total.cross[0][columns].double(), torch.linalg.cholesky(gram)).float()
 
 
 def squared_errors(
-    held: Moments, columns: Int[Tensor, " k"], weights: Float[Tensor, "k output"], scale: Float[Tensor, " output"]
+    held: Moments,
+    columns: Int[Tensor, " k"],
+    weights: Float[Tensor, "k output"],
+    scale: Float[Tensor, " output"],
+    total: Moments | None = None,
 ) -> tuple[Float[Tensor, " output"], Float[Tensor, " block"]]:
-    """Sum of squared errors of a fit on held-out positions: of each output, and of each block with every output times `scale`."""
-    total = held.total()
+    """Sum of squared errors of a fit on held-out positions: of each output, and of each block with every output times
+    `scale`. total: `held.total()`, where it is at hand."""
+    total = total or held.total()
     gram, cross = total.gram[0][columns][:, columns], total.cross[0][columns]
     errors = total.squares[0] - 2 * (weights * cross).sum(0) + (weights * (gram @ weights)).sum(0)
     scaled = weights * scale
-    outer = scaled @ weights.T
-    blocks = (held.squares * scale).sum(1)
-    blocks = blocks - 2 * torch.stack([(scaled * part[columns]).sum() for part in held.cross])
-    return errors, blocks + torch.stack([(outer * part[columns][:, columns]).sum() for part in held.gram])
+    outer = torch.zeros_like(total.gram[0])
+    outer[columns[:, None], columns] = scaled @ weights.T
+    blocks = (held.squares * scale).sum(1) + held.gram.flatten(1) @ outer.flatten()
+    return errors, blocks - 2 * torch.stack([(scaled * part[columns]).sum() for part in held.cross])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,17 +205,17 @@ def shapley_shares(fitted: Moments, held: Moments, coding: Coding, neurons: int,
     """Fit every subset of the groups on some stories, measure it on others, average a group's gain over all orders."""
     variation = held.variation().clamp(min=1e-9)
     scale = torch.where(torch.arange(len(variation)) < neurons, 1 / variation, 0)
-    ways, found = orders(), {}
+    ways, found, fit, whole = orders(), {}, fitted.total(), held.total()
     for subset in {frozenset(order[:k]) for order in ways for k in range(len(GROUPS) + 1)}:
         chosen = torch.isin(coding.group, torch.tensor([-1, *subset])).nonzero()[:, 0]
-        found[subset] = squared_errors(held, chosen, solve(fitted, chosen, ridge), scale)
+        found[subset] = squared_errors(held, chosen, solve(fit, chosen, ridge), scale, whole)
     gains = [[torch.zeros_like(part) for part in found[frozenset()]] for _ in GROUPS]
     for order in ways:
         for k, group in enumerate(order):
             before, after = found[frozenset(order[:k])], found[frozenset(order[: k + 1])]
             for total, a, b in zip(gains[group], before, after, strict=True):
                 total += (a - b) / len(ways)
-    mean = held.total().sums[0] / held.total().counts[0]
+    mean = whole.sums[0] / whole.counts[0]
     spread = held.squares - 2 * mean * held.sums + mean**2 * held.counts[:, None]
     size = (spread * scale).sum(1)
     left = [variation - sum(gain[0] for gain in gains), size - sum(gain[1] for gain in gains)]
@@ -220,6 +225,16 @@ def shapley_shares(fitted: Moments, held: Moments, coding: Coding, neurons: int,
         name: bootstrap(part[1].double(), size.double()) for name, part in zip(names, [*gains, left], strict=True)
     }
     return Shares(outputs, variation, population, neurons)
+
+
+def divide(
+    model: TransformerBridge, halves: tuple[list[Story], list[Story]], coding: Coding, shift: int = 0
+) -> Shares:
+    """Shares of a model's neurons and heads, fitted on the first half and measured on the second; keeps no moments."""
+    fitted, held = (
+        collect_moments(model, half, coding, blocks, shift) for half, blocks in zip(halves, (1, 2), strict=True)
+    )
+    return shapley_shares(fitted, held, coding, model.cfg.d_mlp)
 
 
 def explained_share(fitted: Moments, held: Moments, coding: Coding, ridge: float) -> Float[Tensor, " output"]:

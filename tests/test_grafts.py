@@ -43,6 +43,12 @@ def test_pairs_differ_in_class_and_theme(pairs):
     assert (grafts.themes_of(pairs.a) != grafts.themes_of(pairs.b)).all()
 
 
+def test_wrong_pairs_are_left_out_unless_hardly_any_is_right(pairs):
+    right = torch.arange(200) < 50
+    assert torch.equal(grafts.kept(pairs, right).a, pairs.a[:50])
+    assert len(grafts.kept(pairs, right & False).a) == 200
+
+
 def test_themes_follow_the_order_of_the_texts():
     first = [opening[0] for opening in stimuli.written()["openings"].values()]
     for number in (0, 77, 700):

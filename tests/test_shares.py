@@ -12,6 +12,7 @@ from helpers.shares import (
     Coding,
     Moments,
     collect_moments,
+    divide,
     explained_share,
     head_outputs,
     orders,
@@ -128,6 +129,13 @@ def test_moved_labels_explain_nothing_and_right_ones_do(model, stories):
     neurons = model.cfg.d_mlp
     assert explained_share(*right, coding, 30.0)[:neurons].mean() > 0.25
     assert explained_share(*moved, coding, 30.0)[:neurons].mean() < 0.02
+    whole = divide(model, (fit, held), coding)
+    assert whole.outputs.shape == (neurons + model.cfg.d_model, len(NAMES))
+    assert (
+        whole.population["unexplained"].mean
+        < 0.75
+        < divide(model, (fit, held), coding, 997).population["unexplained"].mean
+    )
 
 
 def test_too_few_stories_are_refused(model, stories):
