@@ -35,7 +35,7 @@ def removal(
     ],
     own: Bool[Tensor, " n"],
     other: Bool[Tensor, " n"],
-    sets: int = 40,
+    sets: int = 50,
     positions: int = 200,
 ) -> Removal:
     """Ablate a kind's members, and random sets of as many other neurons that are `alike` (in single effect and in how much
