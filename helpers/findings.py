@@ -90,6 +90,7 @@ class Findings:
     def __init__(self, notebook: str):
         self.notebook = notebook
         self.rows: list[Finding] = []
+        self.answer = ""  # what the README says of this notebook, if anything
 
     def add(self, sentence: str, value: float | Estimate, **fields) -> Finding:
         """Record and return a finding; an Estimate brings its interval. The same sentence replaces its earlier row."""
@@ -107,7 +108,10 @@ class Findings:
 
     def save(self, path: str | Path) -> Path:
         """Write the findings as JSON, atomically."""
-        return write_json(path, {"notebook": self.notebook, "findings": [row.record() for row in self.rows]})
+        answer = {"answer": self.answer} if self.answer else {}
+        return write_json(
+            path, {"notebook": self.notebook, **answer, "findings": [row.record() for row in self.rows]}
+        )
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("claim", "measured", "threshold", "control", "verdict"))

@@ -21,6 +21,14 @@ def findings_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def answers(folder: Path) -> str:
+    """What notebooks answer in sentences of their own, in the notebooks' order."""
+    found = [
+        json.loads(path.read_text(encoding="utf-8")).get("answer", "") for path in sorted(folder.glob("*.json"))
+    ]
+    return "\n\n".join(text for text in found if text)
+
+
 def losses_table(record: dict) -> str:
     """The embedded model's losses beside the n-grams', on validation text and on the project's stories."""
     columns = {"validation": "TinyStories validation text", "stories": "the project's stories"}
@@ -51,4 +59,5 @@ def refresh(text: str, blocks: dict[str, str]) -> str:
 def blocks(root: Path) -> dict[str, str]:
     """The README's blocks, from the files of a checkout."""
     record = json.loads((root / "helpers" / "embedded_model" / "training_record.json").read_text(encoding="utf-8"))
-    return {"losses": losses_table(record), "findings": findings_table(root / "notebooks" / "findings")}
+    folder = root / "notebooks" / "findings"
+    return {"losses": losses_table(record), "findings": findings_table(folder), "answer": answers(folder)}

@@ -70,6 +70,10 @@ def heads(folder: Path) -> dict:
     return run("run_heads.py", folder)
 
 
+def syntax(folder: Path) -> dict:
+    return run("run_syntax.py", folder)
+
+
 def test_the_model_has_the_published_shape(results):
     assert results["shape"] == [1, 1024, 16, 4096, VOCABULARY, 512]
 
@@ -125,3 +129,14 @@ def test_the_head_helpers_run_and_their_sums_are_exact(heads):
 def test_the_head_helpers_fit_into_4_gib(heads):
     print(f"peak memory {heads['peak bytes'] / 2**30:.2f} GiB")
     assert heads["peak bytes"] < 4 * 2**30
+
+
+def test_the_helpers_of_syntax_and_content_run(syntax):
+    assert syntax["finite"] and syntax["hits"][0] == 3 and syntax["kinds"] >= 15
+    assert syntax["sum"] < 1e-3
+    assert syntax["split"] < 1e-3
+
+
+def test_the_helpers_of_syntax_and_content_fit_into_4_gib(syntax):
+    print(f"peak memory {syntax['peak bytes'] / 2**30:.2f} GiB")
+    assert syntax["peak bytes"] < 4 * 2**30

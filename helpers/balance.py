@@ -1,0 +1,53 @@
+"""What a neuron writes, class or word, and whether neurons fall into two groups."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from helpers.estimates import Estimate
+
+
+def valley(values: Float[Tensor, " k"], width: float = 0.5, points: int = 200) -> float:
+    """How deep the density of some values dips between two peaks, as a share of the lower peak (0 for one peak).
+
+    The density is a Gaussian kernel estimate; its bandwidth is `width` times Silverman's rule (1986).
+    """
+    deviation = values.std().clamp(min=1e-9)
+    band = width * 1.06 * deviation * len(values) ** -0.2
+    grid = torch.linspace(values.min().item(), values.max().item(), points)
+    density = torch.exp(-0.5 * ((grid[:, None] - values) / band) ** 2).mean(1)
+    left, right = density.cummax(0).values, density.flip(0).cummax(0).values.flip(0)
+    lower = torch.minimum(left, right)
+    large = lower >= 0.1 * density.max()  # a peak in the tails is no group
+    return float(torch.where(large, 1 - density / lower.clamp(min=1e-12), 0).max())
+
+
+def correlation(a: Float[Tensor, " k"], b: Float[Tensor, " k"], draws: int = 1000) -> Estimate:
+    """Pearson's correlation with a percentile bootstrap interval over the items."""
+    drawn = torch.randint(len(a), (draws, len(a)), generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([torch.arange(len(a))[None], drawn])
+    x, y = a.double()[rows], b.double()[rows]
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    found = (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1)).clamp(min=1e-12)
+    low, high = found[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    return Estimate(found[0].item(), low, high)
+
+
+def class_share_of_writes(
+    writes: Float[Tensor, "k vocabulary"],
+    classes: Int[Tensor, " vocabulary"],
+    frequency: Float[Tensor, " vocabulary"],
+) -> Float[Tensor, " k"]:
+    """Share of the variance of a write over the tokens that lies between classes, tokens weighted by frequency.
+
+    The rest is variance among the words within a class. Tokens of class -1 are left out.
+    """
+    weight = torch.where(classes >= 0, frequency, 0).double()
+    weight = weight / weight.sum().clamp(min=1e-12)
+    one_hot = torch.nn.functional.one_hot(classes.clamp(min=0), int(classes.max()) + 1).double() * weight[:, None]
+    size = one_hot.sum(0)
+    values = writes.double()
+    mean = values @ weight
+    between = ((values @ one_hot) ** 2 / size.clamp(min=1e-12)).sum(1) - mean**2
+    total = values.square() @ weight - mean**2
+    return (between / total.clamp(min=1e-12)).float()

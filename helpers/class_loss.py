@@ -1,0 +1,76 @@
+"""The loss split exactly in two: -log P(class of the next token) and -log P(next token | its class)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.estimates import StoryTable
+
+
+def partition(classes: Int[Tensor, " vocabulary"]) -> Int[Tensor, " vocabulary"]:
+    """Classes numbered so that every token has one: tokens of unknown class (-1) form the last."""
+    return torch.where(classes >= 0, classes, int(classes.max()) + 1)
+
+
+@torch.inference_mode()
+def class_and_word_loss(
+    model: TransformerBridge,
+    residual: Float[Tensor, "n d_model"],
+    target: Int[Tensor, " n"],
+    classes: Int[Tensor, " vocabulary"],
+    chunk_bytes: int = 2**24,
+) -> Float[Tensor, "2 n"]:
+    """Loss of the next token's class and of the token within its class, in nats; they sum to the token's loss.
+
+    classes: a class for every token, from 0 on (`partition`). The probability of a class is that of its tokens.
+    """
+    chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))
+    rows = []
+    for r, t in zip(residual.split(chunk), target.split(chunk), strict=True):
+        log_p = model.unembed(model.ln_final(r)).log_softmax(-1)
+        same = classes[t][:, None] == classes
+        of_class = log_p.masked_fill(~same, -torch.inf).logsumexp(-1)
+        rows.append(torch.stack([-of_class, of_class - log_p.gather(1, t[:, None])[:, 0]]))
+    return torch.cat(rows, 1)
+
+
+@torch.inference_mode()
+def class_probabilities(
+    model: TransformerBridge,
+    residual: Float[Tensor, "n d_model"],
+    classes: Int[Tensor, " vocabulary"],
+    chunk_bytes: int = 2**24,
+) -> Float[Tensor, "n class"]:
+    """Probability of every class as the next token's, by summing over its tokens."""
+    chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))
+    one_hot = torch.nn.functional.one_hot(classes, int(classes.max()) + 1).float()
+    return torch.cat([model.unembed(model.ln_final(r)).softmax(-1) @ one_hot for r in residual.split(chunk)])
+
+
+def split_costs(
+    model: TransformerBridge,
+    residual: Float[Tensor, "n d_model"],
+    activations: Float[Tensor, "n neuron"],
+    means: Float[Tensor, " neuron"],
+    target: Int[Tensor, " n"],
+    classes: Int[Tensor, " vocabulary"],
+    sets: list[Int[Tensor, " k"]],
+) -> Float[Tensor, "set 2 n"]:
+    """What mean-ablating each set of neurons adds to the class loss and to the word-within-class loss, in nats."""
+    writes = model.W_out[0]
+    before = class_and_word_loss(model, residual, target, classes)
+    changed = (residual + (means[s] - activations[:, s]) @ writes[s] for s in sets)
+    return torch.stack([class_and_word_loss(model, r, target, classes) - before for r in changed])
+
+
+def cost_table(costs: Float[Tensor, "set 2 n"], story: Int[Tensor, " n"], names: list[str]) -> StoryTable:
+    """Costs per story, for intervals: columns "NAME class", "NAME word" "NAME lean" (class less word),
+    and "NAME against OTHER" for the first two sets: the difference of their leans."""
+    table, columns = StoryTable(), {}
+    for name, (of_class, of_word) in zip(names, costs, strict=True):
+        columns |= {f"{name} class": of_class, f"{name} word": of_word, f"{name} lean": of_class - of_word}
+    if len(names) > 1:
+        columns[f"{names[0]} against {names[1]}"] = columns[f"{names[0]} lean"] - columns[f"{names[1]} lean"]
+    table.add(story, columns)
+    return table

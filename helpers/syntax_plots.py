@@ -1,0 +1,180 @@
+"""Static figures of notebook 04: shares, dissociation, factorial stimuli, grafts, kinds of rule."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from helpers.plots import COLOURS, STYLE, new_axes, paired_bars
+
+PALETTE = ["#1b6ca8", "#9ecae1", "#2f8f6b", "#b3365a", "#c9b46b", "#8c7aa9", "#e6e6e6"]
+
+
+def stacked_shares(rows: dict[str, list[float]], parts: list[str], title: str) -> Figure:
+    """One bar a row, divided into parts that sum to 1; parts of at least 4 % carry their number."""
+    figure, (axis,) = new_axes(9.5, 1.3 + 0.33 * len(rows))
+    left = np.zeros(len(rows))
+    for part, colour, values in zip(parts, PALETTE, np.array(list(rows.values())).T, strict=False):
+        shown = values.clip(min=0)
+        axis.barh(range(len(rows)), shown, left=left, color=colour, height=0.72, label=part)
+        for y, (x, value) in enumerate(zip(left, shown, strict=True)):
+            if value >= 0.04:
+                ink = "white" if colour in (PALETTE[0], PALETTE[2], PALETTE[3], PALETTE[5]) else COLOURS["ink"]
+                axis.text(x + value / 2, y, f"{value:.0%}", ha="center", va="center", fontsize=8, color=ink)
+        left += shown
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.invert_yaxis()
+    axis.set(title=title, xlabel="share of variance on confirm", xlim=(0, max(1.0, left.max())))
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8.5
+    )
+    return figure
+
+
+def shares_map(
+    content: np.ndarray, syntax: np.ndarray, write: np.ndarray, balance: np.ndarray, normal: np.ndarray, title: str
+) -> Figure:
+    """Every neuron by what it reads, coloured by its write; beside it the distribution of the balance over a normal one."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4.1), width_ratios=[1.25, 1])
+    plt.close(figure)
+    order = np.argsort(write)
+    span = {"vmin": float(np.quantile(write, 0.02)), "vmax": float(np.quantile(write, 0.98))}
+    points = axes[0].scatter(content[order], syntax[order], c=write[order], cmap="PiYG", s=11, lw=0, **span)
+    high = max(np.quantile(content, 0.998), np.quantile(syntax, 0.998), 0.05)
+    low = min(0.0, float(np.quantile(content, 0.005)), float(np.quantile(syntax, 0.005)))
+    axes[0].plot([low, high], [low, high], color="#999999", lw=0.8, ls="--")
+    axes[0].set(xlabel="read: content's share of variance", ylabel="read: syntax's share of variance", title=title)
+    axes[0].set(xlim=(low, high * 1.03), ylim=(low, high * 1.03))
+    figure.colorbar(points, ax=axes[0], label="write: share between word classes")
+    edges = np.linspace(-1, 1, 51)
+    axes[1].hist(np.clip(balance, -1, 1), edges, color=COLOURS["model"], alpha=0.8, label="neurons")
+    axes[1].hist(
+        np.clip(normal, -1, 1), edges, histtype="step", color=COLOURS["control"], lw=1.4, label="one normal group"
+    )
+    axes[1].set(xlabel="balance: −1 all content, +1 all syntax", yticks=[], title="Two groups, or a continuum?")
+    axes[1].legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+def draw_dissociation(axis: Axes, points: dict[str, tuple[float, float]], random: np.ndarray, title: str) -> None:
+    """Cost to the class against cost to the word within its class, a point a set; `random` [set 2] as a cloud."""
+    axis.scatter(*random.T, s=16, color=COLOURS["baseline"], label="random sets")
+    colours = [COLOURS["model"], COLOURS["accent"], COLOURS["control"]]
+    high = max(random.max(), *(max(pair) for pair in points.values())) * 1.12
+    for (name, (x, y)), colour in zip(points.items(), colours, strict=False):
+        axis.scatter([x], [y], s=70, color=colour, zorder=3, label=name)
+    axis.plot([0, high], [0, high], color="#999999", lw=0.8, ls="--")
+    axis.set(xlabel="class of the next word: nats lost", ylabel="word within its class: nats lost", title=title)
+    axis.set(xlim=(min(0, random.min()) - 0.01, high), ylim=(min(0, random.min()) - 0.01, high))
+    axis.legend(frameon=False, fontsize=8.5, loc="lower right")
+
+
+def draw_lines(
+    axis: Axes, x: list[int], series: dict[str, list[float]], title: str, names: tuple[str, str]
+) -> None:
+    """Lines over set sizes, the first one thick."""
+    colours = [COLOURS["model"], COLOURS["baseline"], COLOURS["accent"], COLOURS["control"]]
+    styles = ["-o", "-o", "--s", ":^"]
+    for i, (name, values) in enumerate(series.items()):
+        axis.plot(x, values, styles[i % 4], color=colours[i % 4], lw=2.4 if i == 0 else 1.4, ms=4, label=name)
+    axis.set(title=title, xlabel=names[0], ylabel=names[1], ylim=(-0.02, 1.02), xscale="log")
+    axis.set_xticks(x, [str(k) for k in x])
+    axis.minorticks_off()
+    axis.legend(frameon=False, fontsize=8.5)
+
+
+def dissociation(points: dict[str, tuple[float, float]], random: np.ndarray, title: str) -> Figure:
+    """The dissociation alone."""
+    figure, (axis,) = new_axes(6.4, 4.4)
+    draw_dissociation(axis, points, random, title)
+    return figure
+
+
+def removal(labels: list[str], series: dict[str, list], title: str) -> Figure:
+    """What is left of some effects, a bar a removal; the legend stands beside the bars."""
+    figure = paired_bars(
+        labels, series, title, "share left", [COLOURS["model"], COLOURS["accent"], COLOURS["baseline"]]
+    )
+    axis = figure.axes[0]
+    axis.axvline(1, color="#999999", lw=0.8, ls="--")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def grafts(x: list[int], panels: dict[str, dict[str, list[float]]], names: tuple[str, str]) -> Figure:
+    """Success of grafts over set size, a panel a way of filling the rest."""
+    figure, axes = new_axes(10, 3.5, columns=len(panels), sharey=True)
+    for axis, (title, series) in zip(axes, panels.items(), strict=True):
+        draw_lines(axis, x, series, title, names)
+    for axis in axes[1:]:
+        axis.set_ylabel("")
+    return figure
+
+
+def factorial(
+    theme: np.ndarray, frame: np.ndarray, labels: tuple[list[str], list[str], list[str]], titles: tuple[str, str]
+) -> Figure:
+    """Mean logits: words of each theme after openings of each theme, and words of each class after each frame.
+
+    labels: themes, classes, frames.
+    """
+    themes, classes, frames = labels
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), width_ratios=[1.45, 1])
+    plt.close(figure)
+    sides = ((axes[0], theme, themes, themes, titles[0]), (axes[1], frame, classes, frames, titles[1]))
+    for axis, values, columns, rows, title in sides:
+        limit = float(np.abs(values).max())
+        image = axis.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
+        axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8.5)
+        axis.set_yticks(range(len(rows)), rows, fontsize=8.5)
+        axis.set_title(title, fontsize=10)
+        for (y, x), value in np.ndenumerate(values):
+            ink = "white" if abs(value) > 0.6 * limit else COLOURS["ink"]
+            axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color=ink)
+        figure.colorbar(image, ax=axis, shrink=0.85, label="logits")
+    return figure
+
+
+def centres(read: np.ndarray, write: np.ndarray, names: list[str], labels: list[str], title: str) -> Figure:
+    """Clusters' centres [cluster feature]: what they fire on beside what they support, in standard deviations."""
+    figure, axes = new_axes(11, 1.9 + 0.3 * len(labels), columns=2, sharey=True)
+    limit = float(np.quantile(np.abs(np.concatenate([read, write])), 0.995))
+    for axis, values, side in zip(axes, (read, write), ("fires on", "supports"), strict=True):
+        image = axis.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
+        axis.set_xticks(range(len(names)), names, rotation=70, ha="right", fontsize=7.5)
+        axis.set_title(side, fontsize=10)
+    axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
+    figure.colorbar(image, ax=axes, label="standard deviations", shrink=0.8)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def front(
+    points: dict[str, tuple[float, float]],
+    random: np.ndarray,
+    x: list[int],
+    series: dict[str, list[float]],
+    additive: dict[str, float],
+) -> Figure:
+    """The answer in one figure: dissociation, grafts, additivity."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.9), width_ratios=[1, 1.15, 0.9])
+    plt.close(figure)
+    draw_dissociation(axes[0], points, random, "1  Remove a quarter of the neurons")
+    names = ("neurons in each set", "share of grafts with both")
+    draw_lines(axes[1], x, series, "2  Class from sentence A, theme from B", names)
+    palette = [COLOURS["model"], COLOURS["control"], COLOURS["baseline"], COLOURS["baseline"]]
+    axes[2].barh(range(len(additive)), list(additive.values()), color=palette[: len(additive)], height=0.62)
+    for y, value in enumerate(additive.values()):
+        axes[2].text(max(value, 0) + 0.02, y, f"{value:.2f}", va="center", fontsize=9)
+    axes[2].set_yticks(range(len(additive)), list(additive), fontsize=8.5)
+    axes[2].invert_yaxis()
+    axes[2].set(
+        title="3  Theme before the last words",
+        xlabel="logits for its theme's words",
+        xlim=(0, 1.25 * max(0.1, *additive.values())),
+    )
+    return figure

@@ -1,0 +1,74 @@
+"""Run the helpers of notebook 04 on the model in a folder; prints what came out, for test_published_shape."""
+
+import json
+import resource
+import sys
+
+import torch
+
+from helpers import (
+    class_loss,
+    clusters,
+    contests,
+    grafts,
+    load_model,
+    load_stories,
+    lookups,
+    rule_effects,
+    rule_kinds,
+    rule_tests,
+    shares,
+    stimuli,
+)
+from helpers.balance import class_share_of_writes
+from helpers.circuits import residual_losses
+from helpers.contexts import gather, token_classes
+from helpers.readings import readings
+from helpers.writes import logit_writes
+
+
+def main(folder: str) -> dict:
+    model = load_model(folder)
+    stories = load_stories(split="explore")[:3]
+    context, activations, residual = gather(model, stories)
+    means, size = activations.mean(0), model.cfg.d_vocab
+    coding = shares.Coding.of(readings(context), least=3)
+    fitted, held = (shares.collect_moments(model, stories, coding, blocks) for blocks in (1, 3))
+    divided = shares.shapley_shares(fitted, held, coding, model.cfg.d_mlp)
+    classes = token_classes(context, size)
+    kinds = class_loss.partition(classes)
+    writes = logit_writes(model, torch.arange(256))
+    frequency = torch.bincount(context.target, minlength=size).float()
+    between = class_share_of_writes(writes, classes, frequency)
+    score, effect = torch.rand(2, model.cfg.d_mlp), torch.rand(model.cfg.d_mlp)
+    one, two = grafts.stratified_sets(score, effect, model.cfg.d_mlp // 4)
+    costs = class_loss.split_costs(model, residual, activations, means, context.target, kinds, [one, two])
+    loss = class_loss.class_and_word_loss(model, residual, context.target, kinds).sum(0)
+    ends = stimuli.run(model)
+    judge, pairs = grafts.Judge.of(model, kinds, ends), grafts.choose_pairs(50)
+    hits = judge.both(grafts.hybrid(model, ends, pairs, one, two, "mean"), pairs)
+    corpus = rule_kinds.Corpus.of(context, rule_kinds.strings(model.tokenizer))
+    sides = rule_kinds.reading_sides(corpus), rule_kinds.writing_sides(corpus)
+    effects = rule_effects.measure(model, context, activations, *sides)
+    state = residual, activations, means, context.target
+    tests = rule_tests.removals(model, {"gender": effects["gender"]}, effect, state, context, *sides)
+    label, _ = clusters.cluster(torch.cat(clusters.features(effects)[:2], 1), 4)
+    groups = contests.Groups(label, list("abcd"), means, activations.std(0))
+    found = contests.contest(model, stories[0].text, groups)
+    table = lookups.context_table(residual, activations, residual[:9])
+    whole = residual_losses(model, residual, context.target)
+    unit = 1 if sys.platform == "darwin" else 1024
+    finite = [divided.outputs, between, costs, found.parts, table, divided.heads(model.cfg.n_heads)]
+    return {
+        "finite": all(bool(part.isfinite().all()) for part in finite),
+        "sum": (divided.outputs.sum(1) - 1).abs().max().item(),
+        "split": (loss - whole).abs().max().item(),
+        "hits": list(hits.shape),
+        "kinds": len(effects),
+        "own": tests["gender"].own,
+        "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1])))

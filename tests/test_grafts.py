@@ -1,0 +1,136 @@
+"""Grafts take what they say from where they say; sets are matched; lookups look up."""
+
+import pytest
+import torch
+
+from helpers import grafts, lookups, stimuli
+from helpers.class_loss import partition
+from helpers.contexts import gather, token_classes
+from helpers.corpus import walk
+from helpers.stories import CLASSES
+
+NONE = torch.zeros(0, dtype=torch.long)
+
+
+@pytest.fixture(scope="module")
+def ends(model):
+    return stimuli.run(model)
+
+
+@pytest.fixture(scope="module")
+def gathered(model, stories):
+    return gather(model, stories[::9])
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return grafts.choose_pairs(200)
+
+
+@pytest.fixture(scope="module")
+def judge(model, gathered, ends):
+    return grafts.Judge.of(model, partition(token_classes(gathered[0], model.cfg.d_vocab)), ends)
+
+
+def test_pairs_differ_in_class_and_theme(pairs):
+    assert len(pairs.a) == 200
+    per_frame = len(stimuli.themes()) * stimuli.wordings()
+    asked = stimuli.asked()
+    assert all(
+        asked[a // per_frame] != asked[b // per_frame]
+        for a, b in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)
+    )
+    assert (grafts.themes_of(pairs.a) != grafts.themes_of(pairs.b)).all()
+
+
+def test_wrong_pairs_are_left_out_unless_hardly_any_is_right(pairs):
+    right = torch.arange(200) < 50
+    assert torch.equal(grafts.kept(pairs, right).a, pairs.a[:50])
+    assert len(grafts.kept(pairs, right & False).a) == 200
+
+
+def test_themes_follow_the_order_of_the_texts():
+    first = [opening[0] for opening in stimuli.written()["openings"].values()]
+    for number in (0, 77, 700):
+        theme = int(grafts.themes_of(torch.tensor([number])))
+        openings = stimuli.written()["openings"][stimuli.themes()[theme]]
+        assert any(stimuli.texts()[number].startswith(opening) for opening in openings)
+    assert len(first) == len(stimuli.themes())
+
+
+def test_all_of_a_is_a_and_all_of_b_is_b(model, ends, pairs):
+    whole, every = ends.resid_mid + ends.mlp_out, torch.arange(model.cfg.d_mlp)
+    for rest, side in (("A", pairs.a), ("B", pairs.b)):
+        torch.testing.assert_close(grafts.hybrid(model, ends, pairs, NONE, NONE, rest), whole[side])
+    swapped = grafts.hybrid(model, ends, pairs, every, NONE, "B")
+    torch.testing.assert_close(swapped, ends.resid_mid[pairs.b] + ends.mlp_out[pairs.a], atol=1e-3, rtol=1e-3)
+
+
+def test_at_the_mean_only_the_sets_speak(model, ends, pairs):
+    empty = grafts.hybrid(model, ends, pairs, NONE, NONE, "mean")
+    assert empty.shape == (200, model.cfg.d_model) and (empty == empty[0]).all()
+    one = grafts.hybrid(model, ends, pairs, torch.tensor([3]), NONE, "mean") - empty
+    change = (ends.activations[pairs.a, 3] - ends.activations[:, 3].mean())[:, None] * model.W_out[0][3]
+    torch.testing.assert_close(one, change, atol=1e-4, rtol=1e-3)
+
+
+def test_the_judge_knows_whole_sentences_from_each_other(ends, pairs, judge):
+    whole = ends.resid_mid + ends.mlp_out
+    of_class, of_theme, both = judge.both(whole[pairs.a], pairs).float().mean(1).tolist()
+    assert of_class > 0.8 and of_theme < 0.2 and both < 0.2
+    of_class, of_theme, _ = judge.both(whole[pairs.b], pairs).float().mean(1).tolist()
+    assert of_class < 0.2 and of_theme > 0.8
+    assert judge.correct(whole, pairs).float().mean() > 0.5
+
+
+def test_the_judge_is_at_a_loss_without_a_sentence(model, ends, pairs, judge):
+    empty = grafts.hybrid(model, ends, pairs, NONE, NONE, "mean")
+    assert 0.25 < judge.class_of(empty, pairs.a, pairs.b).float().mean() < 0.75
+
+
+def test_stratified_sets_have_equal_sizes_and_effects_and_no_common_neuron():
+    generator = torch.Generator().manual_seed(0)
+    effect, score = torch.rand(1000, generator=generator) ** 4, torch.rand(1000, generator=generator)
+    one, two = grafts.stratified_sets(torch.stack([score, -score]), effect, 250)
+    assert len(one) == len(two) == 250 and not set(one.tolist()) & set(two.tolist())
+    assert effect[one].sum().item() == pytest.approx(effect[two].sum().item(), rel=0.15)
+    assert score[one].min() > score[two].mean()
+    assert len(grafts.stratified_sets(score[None], effect, 1000)[0]) == 1000
+
+
+def test_random_sets_are_random_and_couples_are_apart():
+    effect = torch.rand(512, generator=torch.Generator().manual_seed(0))
+    sets = grafts.random_sets(effect, 64, 3, without=torch.arange(100))
+    assert all(len(s) == 64 and s.min() >= 100 for s in sets)
+    assert sets[0].tolist() != sets[1].tolist()
+    one, two = grafts.random_couple(effect, 256, 0)
+    assert sorted([*one.tolist(), *two.tolist()]) == list(range(512))
+
+
+def test_a_rate_has_an_interval():
+    found = grafts.rate(torch.tensor([True] * 30 + [False] * 70))
+    assert found.mean == pytest.approx(0.3) and found.low < 0.3 < found.high
+
+
+def test_a_lookup_gives_means_and_falls_back():
+    token, values = torch.tensor([1, 1, 2]), torch.tensor([[1.0], [3.0], [8.0]])
+    found = lookups.token_lookup(token, values, torch.tensor([1, 2, 5]))
+    assert found[:, 0].tolist() == [2.0, 8.0, 4.0]
+    seen = torch.tensor([0, 7, 0]), token
+    wanted = torch.tensor([7, 3, 9]), torch.tensor([1, 2, 5])
+    assert lookups.bigram_lookup(seen, values, wanted)[:, 0].tolist() == [3.0, 8.0, 4.0]
+
+
+def test_a_table_of_contexts_finds_a_context_it_has_seen(model, stories, gathered):
+    _, activations, residual = gathered
+    before = lookups.stream_before(model, residual, activations)
+    found = lookups.context_table(before, activations, before[50:60], chunk=4)
+    torch.testing.assert_close(found, activations[50:60])
+    batch = next(walk(model, stories[:1]))
+    direct = batch.flat(batch.streams.resid_mid)
+    state = batch.flat(batch.streams.resid_post), batch.flat(batch.streams.mlp_post)
+    torch.testing.assert_close(lookups.stream_before(model, *state), direct, atol=1e-3, rtol=1e-3)
+
+
+def test_the_asked_classes_are_classes():
+    assert set(stimuli.asked()) <= set(CLASSES)

@@ -1,0 +1,41 @@
+"""The figures of notebook 04 draw from plain values."""
+
+import numpy as np
+
+from helpers import syntax_plots
+from helpers.estimates import Estimate
+
+POINTS = {"syntax set": (0.3, 0.1), "content set": (0.1, 0.2)}
+CLOUD = np.array([[0.1, 0.12], [0.11, 0.1]])
+SERIES = {"a": [0.1, 0.5], "b": [0.2, 0.2], "c": [0.0, 0.0], "d": [0.3, 0.3]}
+
+
+def drawn(figure):
+    figure.canvas.draw()
+    return figure
+
+
+def test_shares_are_written_on_their_parts():
+    figure = drawn(
+        syntax_plots.stacked_shares({"x": [0.5, 0.02, 0.48], "y": [-0.1, 0.1, 1.0]}, ["a", "b", "c"], "t")
+    )
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert "50%" in texts and "2%" not in texts
+
+
+def test_the_map_shows_every_neuron():
+    draw = np.random.default_rng(0).random(30)
+    figure = drawn(syntax_plots.shares_map(draw, draw, draw, draw, draw, "t"))
+    assert len(figure.axes[0].collections[0].get_offsets()) == 30
+
+
+def test_the_other_figures_draw():
+    drawn(syntax_plots.dissociation(POINTS, CLOUD, "t"))
+    drawn(syntax_plots.grafts([32, 64], {"one": SERIES, "two": SERIES}, ("x", "y")))
+    drawn(syntax_plots.front(POINTS, CLOUD, [32, 64], SERIES, {"model": 2.0, "lookup": 0.1, "twin": -0.1}))
+    labels = ["t1", "t2"], ["NOUN", "VERB"], ["f1", "f2", "f3"]
+    drawn(syntax_plots.factorial(np.eye(2), np.ones((3, 2)), labels, ("a", "b")))
+    drawn(syntax_plots.centres(np.eye(3), np.eye(3), ["x", "y", "z"], ["1: a", "1: b", "1: c"], "t"))
+    bars = {"without": [Estimate(0.5, 0.4, 0.6), Estimate(1.0, 0.9, 1.1)], "random": [0.9, 0.8]}
+    figure = drawn(syntax_plots.removal(["frame", "theme"], bars, "t"))
+    assert figure.axes[0].get_legend() is not None
