@@ -151,14 +151,17 @@ def senders(
 def firing_without(
     model: TransformerBridge,
     batches: Iterable[Batch],
-    neurons: Int[Tensor, " k"],
+    groups: dict[str, Int[Tensor, " k"]],
     words: Bool[Tensor, " vocabulary"],
     mean_v: Float[Tensor, "head d_head"],
     reach: int = 30,
     seed: int = 0,
 ) -> StoryTable:
-    """Mean activation of some neurons at positions with some words 1 to `reach` tokens before, and not in place: "as it is",
-    "words hidden" (their values replaced by mean ones in all heads) and "others hidden" (as many other positions)."""
+    """Mean activation of groups of neurons at positions with some words 1 to `reach` tokens before, and not in place.
+
+    Columns "group, as it is", "group, words hidden" (their values replaced by mean ones in all heads), "group, others
+    hidden" (as many other positions).
+    """
     act, table = model.blocks[0].mlp.original_component.act, StoryTable()
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
@@ -175,9 +178,11 @@ def firing_without(
             name: values_replaced(streams, m, mean_v) for name, m in hidden.items()
         }
         columns = {}
-        for name, z in outputs.items():
+        for side, z in outputs.items():
             mid = batch.flat(streams.resid_mid)[at] + head_writes(model, batch.flat(z - streams.z)[at]).sum(-2)
-            pre = mid / read_scale(model, mid) @ read_directions(model, neurons) + model.b_in[0][neurons]
-            columns[name] = act(pre).mean(1)
+            read = mid / read_scale(model, mid)
+            for group, neurons in groups.items():
+                pre = read @ read_directions(model, neurons) + model.b_in[0][neurons]
+                columns[f"{group}, {side}"] = act(pre).mean(1)
         table.add(batch.story[at], columns)
     return table

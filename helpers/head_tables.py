@@ -10,7 +10,7 @@ from helpers.comeback_sources import KINDS, batch_sources
 from helpers.corpus import Batch, walk
 from helpers.estimates import Estimate, StoryTable, bootstrap
 from helpers.head_edits import HeadMeans, edit_columns, losses_with_outputs, route_columns
-from helpers.head_patterns import head_kind, overlap, pattern_columns, score_losses, score_parts
+from helpers.head_patterns import even_attention, head_kind, overlap, pattern_columns, score_losses, score_parts
 from helpers.head_programs import Program, program_patterns
 from helpers.stories import CLASSES, Story
 
@@ -76,7 +76,7 @@ def recovered_share(
     here = table.counts["all"][:, 0] > 0
     lost, back = (table.sums[without, "all"] - table.sums[name, "all"] for name in (whole, column))
     lost, back = lost[here, 0], back[here, 0]
-    if (lost.sum() / table.counts["all"].sum()).abs() < 0.02:
+    if (lost.sum() / table.counts["all"].sum()).abs() < 0.005:
         return Estimate(float("nan"), float("nan"), float("nan"))
     return bootstrap(back, lost)
 
@@ -121,12 +121,14 @@ def single_costs(table: StoryTable, heads: int) -> Float[Tensor, "head kind"]:
 
 
 def program_fit(model: TransformerBridge, stories: list[Story], programs: list[Program]) -> list[float]:
-    """Mean overlap of each head's program with its pattern over some stories."""
+    """Mean overlap of each head's program with its pattern over some stories, above chance."""
     table = StoryTable()
     for batch in walk(model, stories):
-        common = overlap(program_patterns(programs, batch), batch.streams.pattern)
-        table.add(batch.story, {f"head {h}": batch.flat(common[:, h]) for h in range(len(programs))})
-    return [table.means(f"head {h}").item() for h in range(len(programs))]
+        true = batch.streams.pattern
+        common, even = overlap(program_patterns(programs, batch), true), overlap(even_attention(true), true)
+        columns = {f"fit, head {h}": batch.flat(common[:, h]) for h in range(len(programs))}
+        table.add(batch.story, columns | {f"even, head {h}": batch.flat(even[:, h]) for h in range(len(programs))})
+    return above_chance(*(by_head(table, name, len(programs)) for name in ("fit", "even")))
 
 
 def lost_share(table: StoryTable, whole: str, left: str) -> Estimate:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.contexts import Contexts
-from helpers.ledger import class_transitions
+from helpers.grammar import class_transitions
 from helpers.rule_kinds import Sides, lists
 from helpers.writes import logit_writes
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.contexts import Contexts
-from helpers.ledger import class_transitions
+from helpers.grammar import class_transitions
 from helpers.neuron_families import matched_sets, set_effects
 from helpers.rule_effects import CLASSWISE, Effects
 from helpers.rule_kinds import Sides, lists

@@ -298,12 +298,12 @@ def test_hiding_words_from_the_heads_changes_what_neurons_do_after_them(model, s
     means = head_edits.average_heads(walk(model, stories[:10]), 512)
     words = torch.zeros(4096, dtype=torch.bool)
     words[model.tokenizer(" the", add_special_tokens=False)["input_ids"][0]] = True
-    neurons = torch.arange(64)
-    table = head_neurons.firing_without(model, walk(model, stories[:10]), neurons, words, means.v)
-    lost = head_tables.lost_share(table, "as it is", "words hidden")
+    groups = {"some": torch.arange(64), "one": torch.tensor([3])}
+    table = head_neurons.firing_without(model, walk(model, stories[:10]), groups, words, means.v)
+    lost = head_tables.lost_share(table, "some, as it is", "some, words hidden")
     assert lost.mean != 0 and table.counts["all"].sum() > 100
     words[:] = False
-    nothing = head_neurons.firing_without(model, walk(model, stories[:2]), neurons, words, means.v)
+    nothing = head_neurons.firing_without(model, walk(model, stories[:2]), groups, words, means.v)
     assert nothing.counts["all"].sum() == 0
 
 
