@@ -167,7 +167,7 @@ def causal_test(
         here = ~family.supports[context.target]
     rows = here.nonzero()[:, 0]
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:positions]]
-    norm, size = model.W_out[0].norm(dim=1).log(), explore_size.clamp(min=1e-9).log()
+    norm, size = model.W_out[0].norm(dim=1).clamp(min=1e-9).log(), explore_size.clamp(min=1e-9).log()
     others = matched_sets(
         family.members, torch.stack([norm, size, family.write], 1), sets, usable=family.read < READ
     )

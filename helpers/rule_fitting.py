@@ -15,7 +15,7 @@ from helpers.predicates import WordGroups, coarser_slots, coded_slots
 from helpers.rules import Rule, Term, expected_gelu
 
 LISTED = 72  # predicates that a sentence may list
-PER_ROUND = 3  # predicates chosen at a time
+PER_ROUND = 4  # predicates chosen at a time
 LEAST_COUNT = 5  # occurrences on explore that a group needs to be listed
 PRIOR = 3.0  # weight of the prior that a push is zero, in positions where the neuron is active
 WORTH = 0.001  # share of variance that a round has to explain
