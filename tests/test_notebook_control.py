@@ -14,6 +14,7 @@ from helpers.stories import STORIES
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 EXACT = 1e-3  # a finding that an error is at most so small is an identity, true of every model
+TIED = "Read straight out"  # true of every model whose unembedding is its embedding, trained or not
 RUN = "import sys; from pathlib import Path; from helpers.report import execute; execute(Path(sys.argv[1]))"
 
 
@@ -34,5 +35,6 @@ def test_on_the_random_twin_a_notebook_runs_through_and_its_findings_fail(notebo
     (file,) = tmp_path.rglob(f"findings/{notebook}.json")
     rows = json.loads(file.read_text(encoding="utf-8"))["findings"]
     claims = [row for row in rows if row["comparison"] == "at least" or row["threshold"] > EXACT]
+    claims = [row for row in claims if not row["sentence"].startswith(TIED)]
     assert len(claims) >= 5
     assert [row["sentence"] for row in claims if row["verdict"] == "holds"] == []
