@@ -149,4 +149,4 @@ def test_one_script_stands_before_the_first_widget(notebook):
 
 def test_the_stored_file_is_small_but_for_the_script(path, notebook):
     script = sum(len(json.dumps(html)) for html in texts(notebook, "text/html") if f'id="{MARK}"' in html)
-    assert path.stat().st_size - script < 1_500_000
+    assert path.stat().st_size - script < 2_000_000
