@@ -56,6 +56,7 @@ def context_table(
     return torch.stack([activations[row].mean(0) for row in rows])
 
 
+@torch.no_grad()
 def bag(
     model: TransformerBridge, token: Int[Tensor, " n"], story: Int[Tensor, " n"]
 ) -> Float[Tensor, "n d_model"]:
@@ -90,15 +91,13 @@ class SummedTables:
         story: Int[Tensor, " n"],
         ridge: float = 1e-3,
     ) -> "SummedTables":
-        """The bag's part is fitted (ridge, times the mean square of the features) on what a bigram table of the other half of
-        the stories leaves over."""
-        gram, cross = 0.0, 0.0
-        for half in (0, 1):
-            fit, other = story % 2 == half, story % 2 != half
-            pairs = [tuple(part[rows] for part in seen) for rows in (other, fit)]
-            rest = activations[fit] - bigram_lookup(pairs[0], activations[other], pairs[1])
-            x = _with_constant(words[fit])
-            gram, cross = gram + x.T @ x, cross + x.T @ rest
+        """The bag's part is fitted (ridge, times the mean square of the features) on what a bigram table of every
+        second story leaves over in the others."""
+        fit, other = story % 2 == 0, story % 2 == 1
+        pairs = [tuple(part[rows] for part in seen) for rows in (other, fit)]
+        x = _with_constant(words[fit])
+        gram, parts = x.T @ x, torch.arange(activations.shape[1]).split(256)
+        cross = torch.cat([x.T @ _unexplained(pairs, activations[:, i], fit, other) for i in parts], 1)
         penalty = ridge * gram.diagonal()[:-1].mean() * torch.eye(len(gram))
         return cls(seen, activations, torch.linalg.solve(gram + penalty, cross))
 
@@ -107,6 +106,12 @@ class SummedTables:
     ) -> Float[Tensor, "m neuron"]:
         """The sum of both parts."""
         return bigram_lookup(self.seen, self.activations, wanted) + _with_constant(words) @ self.weights
+
+
+def _unexplained(
+    pairs: list[tuple[Tensor, ...]], activations: Float[Tensor, "n neuron"], fit: Tensor, other: Tensor
+) -> Float[Tensor, "m neuron"]:
+    return activations[fit] - bigram_lookup(pairs[0], activations[other], pairs[1])
 
 
 def _with_constant(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d_and_1"]:

@@ -96,9 +96,9 @@ class Moments:
         """All blocks as one."""
         return Moments(*(getattr(self, field.name).sum(0, keepdim=True) for field in dataclasses.fields(self)))
 
-    def block(self, number: int) -> "Moments":
-        """One block alone."""
-        return Moments(*(getattr(self, field.name)[number : number + 1] for field in dataclasses.fields(self)))
+    def block(self, *numbers: int) -> "Moments":
+        """Some blocks alone."""
+        return Moments(*(getattr(self, field.name)[list(numbers)] for field in dataclasses.fields(self)))
 
     def variation(self) -> Float[Tensor, " output"]:
         """Sum of squares around the mean over all blocks."""

@@ -77,10 +77,10 @@ def draw_lines(
     axis: Axes, x: list[int], series: dict[str, list[float]], title: str, names: tuple[str, str]
 ) -> None:
     """Lines over set sizes, the first one thick."""
-    colours = [COLOURS["model"], COLOURS["baseline"], COLOURS["accent"], COLOURS["control"]]
-    styles = ["-o", "-o", "--s", ":^"]
+    colours = [COLOURS["model"], COLOURS["baseline"], COLOURS["accent"], COLOURS["control"], PALETTE[5]]
+    styles = ["-o", "-o", "--s", ":^", ":v"]
     for i, (name, values) in enumerate(series.items()):
-        axis.plot(x, values, styles[i % 4], color=colours[i % 4], lw=2.4 if i == 0 else 1.4, ms=4, label=name)
+        axis.plot(x, values, styles[i % 5], color=colours[i % 5], lw=2.4 if i == 0 else 1.4, ms=4, label=name)
     axis.set(title=title, xlabel=names[0], ylabel=names[1], ylim=(-0.02, 1.02), xscale="log")
     axis.set_xticks(x, [str(k) for k in x])
     axis.minorticks_off()
