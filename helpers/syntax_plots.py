@@ -84,7 +84,6 @@ def draw_lines(
     axis.set(title=title, xlabel=names[0], ylabel=names[1], ylim=(-0.02, 1.02), xscale="log")
     axis.set_xticks(x, [str(k) for k in x])
     axis.minorticks_off()
-    axis.legend(frameon=False, fontsize=8.5)
 
 
 def dissociation(points: dict[str, tuple[float, float]], random: np.ndarray, title: str) -> Figure:
@@ -121,6 +120,9 @@ def grafts(x: list[int], panels: dict[str, dict[str, list[float]]], names: tuple
         draw_lines(axis, x, series, title, names)
     for axis in axes[1:]:
         axis.set_ylabel("")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8.5
+    )
     return figure
 
 
@@ -177,6 +179,9 @@ def front(
     draw_dissociation(axes[0], points, random, "1  Remove a quarter of the neurons")
     names = ("neurons in each set", "share of grafts with both")
     draw_lines(axes[1], x, series, "2  Class from sentence A, theme from B", names)
+    axes[1].set_ylim(-0.02, 1.3)
+    axes[1].set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="upper left", columnspacing=1)
     palette = [COLOURS["model"], *[COLOURS["control"]] * 3, COLOURS["baseline"]]
     axes[2].barh(range(len(additive)), list(additive.values()), color=palette[: len(additive)], height=0.62)
     for y, value in enumerate(additive.values()):

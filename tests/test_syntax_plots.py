@@ -30,7 +30,8 @@ def test_the_map_shows_every_neuron():
 
 def test_the_other_figures_draw():
     drawn(syntax_plots.dissociation(POINTS, CLOUD, "t"))
-    drawn(syntax_plots.grafts([32, 64], {"one": SERIES, "two": SERIES}, ("x", "y")))
+    figure = drawn(syntax_plots.grafts([32, 64], {"one": SERIES, "two": SERIES}, ("x", "y")))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(SERIES)
     drawn(
         syntax_plots.front(
             POINTS, CLOUD, [32, 64], SERIES, {"model": 2.0, "lookup": 0.1, "table": 1.0, "sum": 1.0, "twin": -0.1}
