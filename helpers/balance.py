@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers.estimates import Estimate
+from helpers.readings import CONTENT, GROUPS, SYNTAX
 
 
 def valley(values: Float[Tensor, " k"], width: float = 0.5, points: int = 200) -> float:
@@ -20,6 +21,19 @@ def valley(values: Float[Tensor, " k"], width: float = 0.5, points: int = 200) -
     lower = torch.minimum(left, right)
     large = lower >= 0.1 * density.max()  # a peak in the tails is no group
     return float(torch.where(large, 1 - density / lower.clamp(min=1e-12), 0).max())
+
+
+def two_groups(count: int, gap: float, seed: int = 0) -> Float[Tensor, " count"]:
+    """Draws from two equal normal groups whose means are `gap` standard deviations of a group apart (0: one group)."""
+    draws = torch.randn(count, generator=torch.Generator().manual_seed(seed))
+    return draws + gap * (torch.arange(count) % 2)
+
+
+def dealt(classes: Int[Tensor, " vocabulary"], seed: int = 0) -> Int[Tensor, " vocabulary"]:
+    """The same classes in another order among the tokens that have one; a token without a class (-1) stays without."""
+    known = (classes >= 0).nonzero()[:, 0]
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
+    return classes.scatter(0, known, classes[known[order]])
 
 
 def correlation(a: Float[Tensor, " k"], b: Float[Tensor, " k"], draws: int = 1000) -> Estimate:
@@ -51,3 +65,10 @@ def class_share_of_writes(
     between = ((values @ one_hot) ** 2 / size.clamp(min=1e-12)).sum(1) - mean**2
     total = values.square() @ weight - mean**2
     return (between / total.clamp(min=1e-12)).float()
+
+
+def of_shares(shares: Float[Tensor, "neuron group"]) -> Float[Tensor, " neuron"]:
+    """Syntax's less content's share of each neuron over their sum, -1 to 1. shares: columns as in `readings.GROUPS`."""
+    names = list(GROUPS)
+    syntax, content = (shares[:, [names.index(name) for name in part]].sum(1) for part in (SYNTAX, CONTENT))
+    return ((syntax - content) / (syntax + content).clamp(min=1e-3)).clamp(-1, 1)

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.estimates import StoryTable
+from helpers.estimates import Estimate, StoryTable
 
 
 def partition(classes: Int[Tensor, " vocabulary"]) -> Int[Tensor, " vocabulary"]:
@@ -66,11 +66,24 @@ def split_costs(
 
 def cost_table(costs: Float[Tensor, "set 2 n"], story: Int[Tensor, " n"], names: list[str]) -> StoryTable:
     """Costs per story, for intervals: columns "NAME class", "NAME word" "NAME lean" (class less word),
-    and "NAME against OTHER" for the first two sets: the difference of their leans."""
+    and, for the first two sets, "NAME apart": how much more than the mean of the other sets the first leans to the class,
+    and the second to the word."""
     table, columns = StoryTable(), {}
     for name, (of_class, of_word) in zip(names, costs, strict=True):
         columns |= {f"{name} class": of_class, f"{name} word": of_word, f"{name} lean": of_class - of_word}
-    if len(names) > 1:
-        columns[f"{names[0]} against {names[1]}"] = columns[f"{names[0]} lean"] - columns[f"{names[1]} lean"]
+    if len(names) > 2:
+        usual = torch.stack([columns[f"{name} lean"] for name in names[2:]]).mean(0)
+        columns[f"{names[0]} apart"] = columns[f"{names[0]} lean"] - usual
+        columns[f"{names[1]} apart"] = usual - columns[f"{names[1]} lean"]
     table.add(story, columns)
     return table
+
+
+def smaller(one: Estimate, two: Estimate) -> Estimate:
+    """The smaller of two measures, with the interval that reaches lower: both are at least as large."""
+    return Estimate(min(one.mean, two.mean), min(one.low, two.low), min(one.high, two.high))
+
+
+def most_apart(leans: Float[Tensor, " set"]) -> float:
+    """The same measure for the two sets that do best in it: how far the highest and the lowest lean both are from the mean."""
+    return torch.minimum(leans.max() - leans.mean(), leans.mean() - leans.min()).item()

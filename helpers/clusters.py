@@ -44,6 +44,13 @@ def cluster(
     return best
 
 
+def gaussian_like(values: Float[Tensor, "k feature"], seed: int = 0) -> Float[Tensor, "k feature"]:
+    """As many draws from one normal distribution with the same covariance: correlated features, and no groups."""
+    size, vectors = torch.linalg.eigh(torch.cov(values.T.double()))
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return (noise * size.clamp(min=0).sqrt() @ vectors.T).float()
+
+
 def centres(label: Int[Tensor, " k"], values: Float[Tensor, "k feature"]) -> Float[Tensor, "cluster feature"]:
     """Mean of every cluster against the mean of all, the largest cluster first; empty clusters are left out."""
     order = _by_size(label)

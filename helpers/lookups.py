@@ -1,11 +1,14 @@
 """What composition has to be told from: lookups that give a neuron's activation without putting rules together."""
 
+import dataclasses
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.neuron_stats import Grouping
+from helpers.readings import within
 
 
 def token_lookup(
@@ -38,13 +41,81 @@ def context_table(
     seen: Float[Tensor, "n d_model"],
     activations: Float[Tensor, "n neuron"],
     wanted: Float[Tensor, "m d_model"],
+    nearest: int = 10,
     chunk: int = 256,
 ) -> Float[Tensor, "m neuron"]:
-    """A table of whole contexts: the activations at the seen position whose stream before the MLP is most alike (cosine)."""
+    """A table of whole contexts: mean activations at the `nearest` seen positions whose streams before the MLP are most
+    alike (cosine)."""
     unit = torch.nn.functional.normalize(seen - seen.mean(-1, keepdim=True), dim=-1)
     centred = torch.nn.functional.normalize(wanted - wanted.mean(-1, keepdim=True), dim=-1)
-    nearest = torch.cat([(part @ unit.T).argmax(1) for part in centred.split(chunk)])
-    return activations[nearest]
+    rows = (
+        part_rows
+        for part in centred.split(chunk)
+        for part_rows in (part @ unit.T).topk(min(nearest, len(unit)), dim=1).indices
+    )
+    return torch.stack([activations[row].mean(0) for row in rows])
+
+
+@torch.no_grad()
+def bag(
+    model: TransformerBridge, token: Int[Tensor, " n"], story: Int[Tensor, " n"]
+) -> Float[Tensor, "n d_model"]:
+    """What a bag of words knows: the mean embedding of all tokens of the story up to each position, order forgotten.
+
+    Stories follow one another: equal numbers stand together.
+    """
+    total = model.W_E[token].double().cumsum(0)
+    place = within(story)
+    first = torch.arange(len(token)) - place
+    before = torch.where((first > 0)[:, None], total[(first - 1).clamp(min=0)], 0)
+    return ((total - before) / (place + 1)[:, None]).float()
+
+
+@dataclasses.dataclass(frozen=True)
+class SummedTables:
+    """A bigram table plus a linear function of a bag of words: two rules of reading added up, and nothing else.
+
+    seen: codes of previous and current token. weights: from the bag (and a constant) to each neuron's activation.
+    """
+
+    seen: tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
+    activations: Float[Tensor, "n neuron"]
+    weights: Float[Tensor, "d_model_and_1 neuron"]
+
+    @classmethod
+    def of(
+        cls,
+        seen: tuple[Int[Tensor, " n"], Int[Tensor, " n"]],
+        activations: Float[Tensor, "n neuron"],
+        words: Float[Tensor, "n d_model"],
+        story: Int[Tensor, " n"],
+        ridge: float = 1e-3,
+    ) -> "SummedTables":
+        """The bag's part is fitted (ridge, times the mean square of the features) on what a bigram table of every
+        second story leaves over in the others."""
+        fit, other = story % 2 == 0, story % 2 == 1
+        pairs = [tuple(part[rows] for part in seen) for rows in (other, fit)]
+        x = _with_constant(words[fit])
+        gram, parts = x.T @ x, torch.arange(activations.shape[1]).split(256)
+        cross = torch.cat([x.T @ _unexplained(pairs, activations[:, i], fit, other) for i in parts], 1)
+        penalty = ridge * gram.diagonal()[:-1].mean() * torch.eye(len(gram))
+        return cls(seen, activations, torch.linalg.solve(gram + penalty, cross))
+
+    def __call__(
+        self, wanted: tuple[Int[Tensor, " m"], Int[Tensor, " m"]], words: Float[Tensor, "m d_model"]
+    ) -> Float[Tensor, "m neuron"]:
+        """The sum of both parts."""
+        return bigram_lookup(self.seen, self.activations, wanted) + _with_constant(words) @ self.weights
+
+
+def _unexplained(
+    pairs: list[tuple[Tensor, ...]], activations: Float[Tensor, "n neuron"], fit: Tensor, other: Tensor
+) -> Float[Tensor, "m neuron"]:
+    return activations[fit] - bigram_lookup(pairs[0], activations[other], pairs[1])
+
+
+def _with_constant(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d_and_1"]:
+    return torch.cat([x, torch.ones(len(x), 1)], 1)
 
 
 def stream_before(

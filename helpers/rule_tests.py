@@ -8,22 +8,35 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.contexts import Contexts
-from helpers.grammar import class_transitions
+from helpers.estimates import Estimate, StoryTable
 from helpers.neuron_families import matched_sets, set_effects
-from helpers.rule_effects import CLASSWISE, Effects
+from helpers.rule_effects import Effects
 from helpers.rule_kinds import Sides, lists
+from helpers.shares import difference
 
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
     """What removing a kind's neurons costs. own: where it should fire and one of its tokens comes next. elsewhere:
-    where another token comes next. beaten, beaten_elsewhere: share of matched sets that cost less there."""
+    where another token comes next. beyond: own less elsewhere, against the mean of the matched sets (interval over
+    stories). beaten: share of matched sets whose own less elsewhere is smaller; by_chance: the same for one of the
+    matched sets among the others. support: how far members, and matched sets, support the kind's tokens."""
 
     own: float
     elsewhere: float
+    beyond: Estimate
     beaten: float
-    beaten_elsewhere: float
+    by_chance: float
+    support: tuple[float, float]
     positions: int
+
+    @property
+    def passes(self) -> bool:
+        """Whether the kind is needed where it applies more than 95 % of the matched sets, and more than their mean."""
+        return self.beaten >= 0.95 and self.beyond.low > 0
+
+
+NOTHING = Removal(0.0, 0.0, Estimate(0.0, 0.0, 0.0), 0.0, 0.0, (0.0, 0.0), 0)
 
 
 def removal(
@@ -35,25 +48,37 @@ def removal(
     ],
     own: Bool[Tensor, " n"],
     other: Bool[Tensor, " n"],
+    story: Int[Tensor, " n"],
     sets: int = 50,
     positions: int = 200,
 ) -> Removal:
     """Ablate a kind's members, and random sets of as many other neurons that are `alike` (in single effect and in how much
-    they support the kind's tokens, say). state: residual, activations, means, target."""
+    they support the kind's tokens, the last feature). state: residual, activations, means, target."""
     generator = torch.Generator().manual_seed(0)
     if not len(members) or int(own.sum()) < 10:
-        return Removal(0.0, 0.0, 0.0, 0.0, 0)
+        return NOTHING
     rivals = matched_sets(members, alike, sets)
-    costs = []
+    costs, extra = [], []
     for here in (own, other):
         rows = here.nonzero()[:, 0]
         rows = rows[torch.randperm(len(rows), generator=generator)[:positions]]
         residual, activations, means, target = state
-        costs.append(
-            set_effects(model, residual[rows], activations[rows], means, target[rows], [members, *rivals]).mean(1)
-        )
-    beaten = [(cost[1:] < cost[0]).float().mean().item() for cost in costs]
-    return Removal(costs[0][0].item(), costs[1][0].item(), *beaten, int(own.sum()))
+        all_sets = [members, *rivals]
+        cost = set_effects(model, residual[rows], activations[rows], means, target[rows], all_sets)
+        extra.append(_over_stories(cost[0] - cost[1:].mean(0), story[rows]))
+        costs.append(cost.mean(1))
+    gap, support = costs[0] - costs[1], alike[:, -1]
+    beaten, by_chance = ((gap[i + 1 :] < gap[i]).float().mean().item() for i in (0, 1))
+    supports = support[members].mean().item(), torch.cat([support[s] for s in rivals]).mean().item()
+    own_cost, other_cost = costs[0][0].item(), costs[1][0].item()
+    return Removal(own_cost, other_cost, difference(*extra), beaten, by_chance, supports, int(own.sum()))
+
+
+def _over_stories(values: Float[Tensor, " n"], story: Int[Tensor, " n"]) -> Estimate:
+    """Mean with a bootstrap interval over stories."""
+    table = StoryTable()
+    table.add(story, {"value": values})
+    return table.estimate("value")
 
 
 def removals(
@@ -72,20 +97,18 @@ def removals(
     for name, effect in effects.items():
         support = torch.cat([effect.write, torch.full((len(single), 1), -1.0)], 1).amax(1)
         alike = torch.stack([single, support], 1)
-        found[name] = removal(model, effect.members, alike, state, *ways_met(reads, writes, name, context))
+        where = ways_met(reads, writes, name, effect.pairs, context)
+        found[name] = removal(model, effect.members, alike, state, *where, context.story)
     return found
 
 
 def ways_met(
-    reads: Sides, writes: Sides, name: str, context: Contexts
+    reads: Sides, writes: Sides, name: str, pairs: Bool[Tensor, "reading writing"], context: Contexts
 ) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Positions where a kind applies (it should fire and its token comes next), and those whose next token is none of its."""
+    """Positions where a kind applies (it should fire and its token comes next), and those whose next token is none of its.
+    pairs: which way of reading goes with which way of writing (`Effects.pairs`, from explore)."""
     read, write = reads[name][0], writes[name][0][:, context.target]
-    if name == CLASSWISE:
-        follows = (class_transitions(context) > 0).float()
-        meets = ((follows.T @ read.float() > 0) & write).any(0)
-    else:
-        meets = (read & write).any(0)
+    meets = ((pairs.float().T @ read.float() > 0) & write).any(0)
     return meets, ~write.any(0)
 
 
@@ -110,7 +133,7 @@ def table(
 ) -> str:
     """All kinds as a Markdown table. fires: share of members that fire so on other text. counts: of the kinds without a test."""
     heads = ["kind", "neurons", "by chance", "fires so on confirm", "cost where it applies", "elsewhere"]
-    heads += ["matched sets that cost less (elsewhere)", "share"]
+    heads += ["beyond matched sets", "matched sets below", "support (matched)", "share"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for (name, effect), share in zip(effects.items(), shares, strict=False):
         test, mark = tests[name], "°" * (name in lists()["far"])
@@ -118,9 +141,11 @@ def table(
         cells += [
             f"**{test.own:.2f}**",
             f"{test.elsewhere:.2f}",
-            f"{test.beaten:.0%} ({test.beaten_elsewhere:.0%})",
+            test.beyond.text(),
+            f"{test.beaten:.0%}",
+            f"{test.support[0]:.1f} ({test.support[1]:.1f})",
         ]
         lines.append("| " + " | ".join([*cells, f"{share:.1%}"]) + " |")
     for (name, count), share in zip(counts.items(), shares[len(effects) :], strict=True):
-        lines.append(f"| {name} | {count} | | | | | | {share:.1%} |")
+        lines.append(f"| {name} | {count} | | | | | | | | {share:.1%} |")
     return "\n".join(lines)

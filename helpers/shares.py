@@ -8,6 +8,7 @@ and the shares add up. A group that is nested in another (words in their classes
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from itertools import permutations
 
@@ -95,9 +96,9 @@ class Moments:
         """All blocks as one."""
         return Moments(*(getattr(self, field.name).sum(0, keepdim=True) for field in dataclasses.fields(self)))
 
-    def block(self, number: int) -> "Moments":
-        """One block alone."""
-        return Moments(*(getattr(self, field.name)[number : number + 1] for field in dataclasses.fields(self)))
+    def block(self, *numbers: int) -> "Moments":
+        """Some blocks alone."""
+        return Moments(*(getattr(self, field.name)[list(numbers)] for field in dataclasses.fields(self)))
 
     def variation(self) -> Float[Tensor, " output"]:
         """Sum of squares around the mean over all blocks."""
@@ -227,12 +228,22 @@ def shapley_shares(fitted: Moments, held: Moments, coding: Coding, neurons: int,
     return Shares(outputs, variation, population, neurons)
 
 
+def difference(one: Estimate, two: Estimate) -> Estimate:
+    """Difference of two measures whose errors are taken to be independent."""
+    gap = one.mean - two.mean
+    return Estimate(
+        gap,
+        gap - math.hypot(one.mean - one.low, two.high - two.mean),
+        gap + math.hypot(one.high - one.mean, two.mean - two.low),
+    )
+
+
 def divide(
     model: TransformerBridge, halves: tuple[list[Story], list[Story]], coding: Coding, shift: int = 0
 ) -> Shares:
     """Shares of a model's neurons and heads, fitted on the first half and measured on the second; keeps no moments."""
     fitted, held = (
-        collect_moments(model, half, coding, blocks, shift) for half, blocks in zip(halves, (1, 2), strict=True)
+        collect_moments(model, half, coding, blocks, shift) for half, blocks in zip(halves, (1, 4), strict=True)
     )
     return shapley_shares(fitted, held, coding, model.cfg.d_mlp)
 

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.corpus import walk
 from helpers.estimates import Estimate
 from helpers.files import WorkbookError
+from helpers.lookups import bag
 from helpers.stories import Story
 
 LEAST_WORDS = 2  # words of one token that a cell needs
@@ -126,20 +127,32 @@ Logits = Float[Tensor, "frame theme wording class cell_theme"]
 def components(logits: Logits) -> dict[str, float]:
     """Variance of the logits of every cell due to frame, theme and their interaction, summed over the cells.
 
-    Source: two-way analysis of variance with replicates; what the wordings' noise adds to a component is taken off
-    (its degrees of freedom times the mean square within cells), so a component without effect is 0 on average.
+    Source: analysis of variance with openings nested in themes and wordings nested in frames. What they add to a component
+    by their own variation is taken off (its degrees of freedom times the mean square of openings, of wordings, or of frames by
+    openings), so a component without effect is 0 on average.
     """
-    f, s, w = logits.shape[:3]
-    y = logits.double()
-    cell = y.mean(2)
+    y = by_opening(logits).double()
+    f, s, o, v = y.shape[:4]
+    cell, opening, wording = y.mean((2, 3)), y.mean((0, 3)), y.mean((1, 2))
     grand, frame, theme = cell.mean((0, 1)), cell.mean(1), cell.mean(0)
-    noise = ((y - cell[:, :, None]) ** 2).sum() / (f * s * (w - 1))
-    between = {
-        "frame": (s * w * (frame - grand) ** 2).sum() - (f - 1) * noise,
-        "theme": (f * w * (theme - grand) ** 2).sum() - (s - 1) * noise,
-        "interaction": (w * (cell - frame[:, None] - theme + grand) ** 2).sum() - (f - 1) * (s - 1) * noise,
+    pairs = y.mean(3) - cell[:, :, None] - opening + theme[:, None]
+    noise = {
+        "frame": s * o * ((wording - frame[:, None]) ** 2).sum() / (f * (v - 1)),
+        "theme": f * v * ((opening - theme[:, None]) ** 2).sum() / (s * (o - 1)),
+        "interaction": v * (pairs**2).sum() / ((f - 1) * s * (o - 1)),
     }
-    return {name: value.item() / (f * s * w) for name, value in between.items()}
+    between = {
+        "frame": (s * o * v * (frame - grand) ** 2).sum() - (f - 1) * noise["frame"],
+        "theme": (f * o * v * (theme - grand) ** 2).sum() - (s - 1) * noise["theme"],
+        "interaction": (o * v * (cell - frame[:, None] - theme + grand) ** 2).sum()
+        - (f - 1) * (s - 1) * noise["interaction"],
+    }
+    return {name: value.item() / (f * s * o * v) for name, value in between.items()}
+
+
+def by_opening(logits: Logits) -> Float[Tensor, "frame theme opening wording class cell_theme"]:
+    """The wordings as openings of the theme times wordings of the frame."""
+    return logits.unflatten(2, (-1, len(next(iter(written()["frames"].values()))["wordings"])))
 
 
 def additive_share(logits: Logits) -> float:
@@ -174,7 +187,8 @@ def theme_gain_by_class(logits: Logits) -> tuple[float, float]:
     """The theme's gain among words of the class that the frame asks for, and among words of the other classes."""
     centred = logits - logits.mean((1, 2), keepdim=True)
     own = torch.diagonal(centred, dim1=1, dim2=4)
-    gains = (own * len(themes()) - centred.sum(-1).movedim(1, -1)) / (len(themes()) - 1)
+    size = logits.shape[1]
+    gains = (own * size - centred.sum(-1).movedim(1, -1)) / (size - 1)
     wanted = torch.tensor([[name == asked_for for name in classes()] for asked_for in asked()])
     by_class = gains.mean((1, 3))
     return by_class[wanted].mean().item(), by_class[~wanted].mean().item()
@@ -185,24 +199,39 @@ def theme_gain(logits: Logits) -> float:
     return theme_contrast(logits).mean().item()
 
 
+def student(df: int) -> float:
+    """97.5 % point of Student's t, by its expansion around the normal one (Abramowitz & Stegun, 1964, 26.7.5)."""
+    z, n = 1.959964, float(df)
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + sum(term / n ** (i + 1) for i, term in enumerate(terms))
+
+
 def jackknife(values: list[float], whole: float) -> Estimate:
-    """95 % interval from values with one wording left out each (Efron & Tibshirani, 1993), around the whole's value."""
+    """95 % interval from values with one group left out each (Efron & Tibshirani, 1993), around the whole's value."""
     found = torch.tensor(values, dtype=torch.double)
     error = ((len(found) - 1) / len(found) * ((found - found.mean()) ** 2).sum()).sqrt().item()
-    return Estimate(whole, whole - 1.96 * error, whole + 1.96 * error)
+    reach = student(len(found) - 1) * error
+    return Estimate(whole, whole - reach, whole + reach)
 
 
-def over_wordings(logits: Logits, measure) -> Estimate:
-    """A measure of the logits with its interval over wordings."""
-    every = torch.arange(logits.shape[2])
-    return jackknife([measure(logits[:, :, every != w]) for w in every], measure(logits))
+def over_openings(measure, *logits: Logits) -> Estimate:
+    """A measure of logits with its interval over openings: one of each theme's is left out at a time, in all frames."""
+    openings = by_opening(logits[0]).shape[2]
+    rows = torch.arange(logits[0].shape[2]) * openings // logits[0].shape[2]
+    left = [measure(*(part[:, :, rows != i] for part in logits)) for i in range(openings)]
+    return jackknife(left, measure(*logits))
 
 
-def retained(full: Logits, cut: Logits, contrast) -> Estimate:
-    """Share of a contrast that is left in other logits, with its interval over wordings."""
-    share = lambda kept: (contrast(cut[:, :, kept]).mean() / contrast(full[:, :, kept]).mean()).item()  # noqa: E731
-    every = torch.arange(full.shape[2])
-    return jackknife([share(every != w) for w in every], share(every >= 0))
+def over_themes(measure, *logits: Logits) -> Estimate:
+    """The same over themes: a theme is left out with its openings and its words."""
+    every = torch.arange(logits[0].shape[1])
+    left = [measure(*(part[:, every != i][..., every != i] for part in logits)) for i in every]
+    return jackknife(left, measure(*logits))
+
+
+def retained(full: Logits, cut: Logits, contrast) -> float:
+    """Share of a contrast that is left in other logits."""
+    return (contrast(cut).mean() / contrast(full).mean()).item()
 
 
 def without(
@@ -223,3 +252,11 @@ def shuffled_pairs(logits: Logits, seed: int = 0) -> Logits:
     """The same logits with the pairs of frame and theme dealt anew: what additivity would be by chance."""
     flat = logits.flatten(0, 1)
     return flat[torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))].view_as(logits)
+
+
+def bags(model: TransformerBridge) -> Float[Tensor, "stimulus d_model"]:
+    """What a bag of words knows at every stimulus's end (`lookups.bag`)."""
+    rows = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts()]
+    story = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
+    last = torch.tensor([len(row) for row in rows]).cumsum(0) - 1
+    return bag(model, torch.tensor([token for row in rows for token in row]), story)[last]

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from helpers.plots import COLOURS, STYLE, new_axes, paired_bars
+from helpers.plots import COLOURS, STYLE, new_axes
 
 PALETTE = ["#1b6ca8", "#9ecae1", "#2f8f6b", "#b3365a", "#c9b46b", "#8c7aa9", "#e6e6e6"]
 
@@ -41,7 +41,9 @@ def shares_map(
     plt.close(figure)
     order = np.argsort(write)
     span = {"vmin": float(np.quantile(write, 0.02)), "vmax": float(np.quantile(write, 0.98))}
-    points = axes[0].scatter(content[order], syntax[order], c=write[order], cmap="PiYG", s=11, lw=0, **span)
+    points = axes[0].scatter(
+        content[order], syntax[order], c=write[order], cmap="plasma_r", s=13, lw=0.25, edgecolors="#333333", **span
+    )
     high = max(np.quantile(content, 0.998), np.quantile(syntax, 0.998), 0.05)
     low = min(0.0, float(np.quantile(content, 0.005)), float(np.quantile(syntax, 0.005)))
     axes[0].plot([low, high], [low, high], color="#999999", lw=0.8, ls="--")
@@ -75,14 +77,13 @@ def draw_lines(
     axis: Axes, x: list[int], series: dict[str, list[float]], title: str, names: tuple[str, str]
 ) -> None:
     """Lines over set sizes, the first one thick."""
-    colours = [COLOURS["model"], COLOURS["baseline"], COLOURS["accent"], COLOURS["control"]]
-    styles = ["-o", "-o", "--s", ":^"]
+    colours = [COLOURS["model"], COLOURS["baseline"], COLOURS["accent"], COLOURS["control"], PALETTE[5]]
+    styles = ["-o", "-o", "--s", ":^", ":v"]
     for i, (name, values) in enumerate(series.items()):
-        axis.plot(x, values, styles[i % 4], color=colours[i % 4], lw=2.4 if i == 0 else 1.4, ms=4, label=name)
+        axis.plot(x, values, styles[i % 5], color=colours[i % 5], lw=2.4 if i == 0 else 1.4, ms=4, label=name)
     axis.set(title=title, xlabel=names[0], ylabel=names[1], ylim=(-0.02, 1.02), xscale="log")
     axis.set_xticks(x, [str(k) for k in x])
     axis.minorticks_off()
-    axis.legend(frameon=False, fontsize=8.5)
 
 
 def dissociation(points: dict[str, tuple[float, float]], random: np.ndarray, title: str) -> Figure:
@@ -92,14 +93,23 @@ def dissociation(points: dict[str, tuple[float, float]], random: np.ndarray, tit
     return figure
 
 
-def removal(labels: list[str], series: dict[str, list], title: str) -> Figure:
-    """What is left of some effects, a bar a removal; the legend stands beside the bars."""
-    figure = paired_bars(
-        labels, series, title, "share left", [COLOURS["model"], COLOURS["accent"], COLOURS["baseline"]]
-    )
-    axis = figure.axes[0]
-    axis.axvline(1, color="#999999", lw=0.8, ls="--")
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+def removal(x: list[int], panels: dict[str, tuple[dict[str, list[float]], np.ndarray]]) -> Figure:
+    """What is left of some effects over the number of neurons removed, a panel an effect: lines for named sets, and the
+    random sets [size set] as a band from lowest to highest."""
+    figure, axes = new_axes(9.5, 3.8, columns=len(panels), sharey=True)
+    styles = [("-o", COLOURS["model"]), ("-s", COLOURS["accent"])]
+    for axis, (title, (sets, random)) in zip(axes, panels.items(), strict=True):
+        axis.fill_between(
+            x, random.min(1), random.max(1), color=COLOURS["baseline"], alpha=0.3, lw=0, label="random sets"
+        )
+        axis.plot(x, random.mean(1), color=COLOURS["baseline"], lw=1.4, label="their mean")
+        for (name, values), (style, colour) in zip(sets.items(), styles, strict=False):
+            axis.plot(x, values, style, color=colour, lw=2, ms=5, label=name)
+        axis.set(title=title, xlabel="neurons removed", xscale="log")
+        axis.set_xticks(x, [str(k) for k in x])
+        axis.minorticks_off()
+    axes[0].set_ylabel("share of the gain that is left")
+    axes[-1].legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
@@ -110,6 +120,9 @@ def grafts(x: list[int], panels: dict[str, dict[str, list[float]]], names: tuple
         draw_lines(axis, x, series, title, names)
     for axis in axes[1:]:
         axis.set_ylabel("")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8.5
+    )
     return figure
 
 
@@ -140,13 +153,13 @@ def factorial(
 
 def centres(read: np.ndarray, write: np.ndarray, names: list[str], labels: list[str], title: str) -> Figure:
     """Clusters' centres [cluster feature]: what they fire on beside what they support, in standard deviations."""
-    figure, axes = new_axes(11, 1.9 + 0.3 * len(labels), columns=2, sharey=True)
+    figure, axes = new_axes(12.5, 2.6 + 0.36 * len(labels), columns=2, sharey=True)
     limit = float(np.quantile(np.abs(np.concatenate([read, write])), 0.995))
     for axis, values, side in zip(axes, (read, write), ("fires on", "supports"), strict=True):
         image = axis.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
-        axis.set_xticks(range(len(names)), names, rotation=70, ha="right", fontsize=7.5)
+        axis.set_xticks(range(len(names)), names, rotation=90, ha="center", fontsize=9.5)
         axis.set_title(side, fontsize=10)
-    axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
+    axes[0].set_yticks(range(len(labels)), labels, fontsize=10)
     figure.colorbar(image, ax=axes, label="standard deviations", shrink=0.8)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure
@@ -166,7 +179,10 @@ def front(
     draw_dissociation(axes[0], points, random, "1  Remove a quarter of the neurons")
     names = ("neurons in each set", "share of grafts with both")
     draw_lines(axes[1], x, series, "2  Class from sentence A, theme from B", names)
-    palette = [COLOURS["model"], COLOURS["control"], COLOURS["baseline"], COLOURS["baseline"]]
+    axes[1].set_ylim(-0.02, 1.3)
+    axes[1].set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="upper left", columnspacing=1)
+    palette = [COLOURS["model"], *[COLOURS["control"]] * 3, COLOURS["baseline"]]
     axes[2].barh(range(len(additive)), list(additive.values()), color=palette[: len(additive)], height=0.62)
     for y, value in enumerate(additive.values()):
         axes[2].text(max(value, 0) + 0.02, y, f"{value:.2f}", va="center", fontsize=9)

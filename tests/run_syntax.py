@@ -14,6 +14,7 @@ from helpers import (
     load_model,
     load_stories,
     lookups,
+    removals,
     rule_effects,
     rule_kinds,
     rule_tests,
@@ -56,9 +57,15 @@ def main(folder: str) -> dict:
     groups = contests.Groups(label, list("abcd"), means, activations.std(0))
     found = contests.contest(model, stories[0].text, groups)
     table = lookups.context_table(residual, activations, residual[:9])
+    bag = lookups.bag(model, context.token, context.story)
+    summed = lookups.SummedTables.of((context.previous, context.token), activations, bag, context.story)
+    rival = stimuli.with_activations(model, ends, summed((ends.previous, ends.token), stimuli.bags(model)))
+    cells = stimuli.cell_tokens(model)
+    logits = [stimuli.cell_logits(model, e.resid_mid + e.mlp_out, cells) for e in (ends, rival)]
+    left = removals.left(logits[0], logits[1:])
     whole = residual_losses(model, residual, context.target)
     unit = 1 if sys.platform == "darwin" else 1024
-    finite = [divided.outputs, between, costs, found.parts, table, divided.heads(model.cfg.n_heads)]
+    finite = [divided.outputs, between, costs, found.parts, table, left, divided.heads(model.cfg.n_heads)]
     return {
         "finite": all(bool(part.isfinite().all()) for part in finite),
         "sum": (divided.outputs.sum(1) - 1).abs().max().item(),

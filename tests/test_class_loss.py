@@ -3,10 +3,19 @@
 import pytest
 import torch
 
-from helpers.balance import class_share_of_writes, correlation, valley
+from helpers.balance import class_share_of_writes, correlation, dealt, of_shares, two_groups, valley
 from helpers.circuits import residual_losses
-from helpers.class_loss import class_and_word_loss, class_probabilities, cost_table, partition, split_costs
+from helpers.class_loss import (
+    class_and_word_loss,
+    class_probabilities,
+    cost_table,
+    most_apart,
+    partition,
+    smaller,
+    split_costs,
+)
 from helpers.contexts import gather, token_classes
+from helpers.estimates import Estimate
 from helpers.neuron_ablation import losses_without
 
 
@@ -66,11 +75,34 @@ def test_costs_sum_to_the_cost_of_the_set(model, gathered, classes):
 
 
 def test_the_table_of_costs_has_the_leans():
-    costs = torch.tensor([[[1.0, 3.0], [0.0, 1.0]], [[0.0, 0.0], [1.0, 2.0]]])
-    table = cost_table(costs, torch.tensor([0, 1]), ["a", "b"])
+    costs = torch.tensor([[[1.0, 3.0], [0.0, 1.0]], [[0.0, 0.0], [1.0, 2.0]], [[1.0, 1.0], [0.5, 0.5]]])
+    table = cost_table(costs, torch.tensor([0, 1]), ["a", "b", "c"])
     assert float(table.means("a lean")[0]) == 1.5
     assert float(table.means("b lean")[0]) == -1.5
-    assert float(table.means("a against b")[0]) == 3.0
+    assert float(table.means("a apart")[0]) == 1.0
+    assert float(table.means("b apart")[0]) == 2.0
+
+
+def test_the_smaller_of_two_sides_decides():
+    assert smaller(Estimate(0.3, 0.1, 0.5), Estimate(0.2, 0.15, 0.25)) == Estimate(0.2, 0.1, 0.25)
+    assert most_apart(torch.tensor([0.0, 1.0, 2.0, -7.0])) == pytest.approx(3.0)
+
+
+def test_dealt_classes_keep_their_numbers_and_their_holes():
+    classes = torch.tensor([0, 0, 1, -1, 2, 1, -1, 0])
+    other = dealt(classes, 3)
+    assert torch.equal(other < 0, classes < 0) and sorted(other.tolist()) == sorted(classes.tolist())
+    assert not torch.equal(other, classes)
+
+
+def test_two_groups_far_apart_have_a_valley():
+    depths = [valley(two_groups(1000, gap)) for gap in (0, 3, 6)]
+    assert depths[0] < 0.2 < depths[1] < depths[2]
+
+
+def test_a_balance_is_of_syntax_against_content():
+    shares = torch.tensor([[0.2, 0.0, 0.2, 0.0, 0.5, 0.1], [0.1, 0.2, 0.0, 0.1, 0.0, 0.0]])
+    torch.testing.assert_close(of_shares(shares), torch.tensor([1.0, -0.5]))
 
 
 def test_a_write_between_classes_and_one_within_them():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import grafts, lookups, stimuli
+from helpers import grafts, lookups, removals, stimuli
 from helpers.class_loss import partition
 from helpers.contexts import gather, token_classes
 from helpers.corpus import walk
@@ -124,12 +124,40 @@ def test_a_lookup_gives_means_and_falls_back():
 def test_a_table_of_contexts_finds_a_context_it_has_seen(model, stories, gathered):
     _, activations, residual = gathered
     before = lookups.stream_before(model, residual, activations)
-    found = lookups.context_table(before, activations, before[50:60], chunk=4)
+    found = lookups.context_table(before, activations, before[50:60], nearest=1, chunk=4)
     torch.testing.assert_close(found, activations[50:60])
+    several = lookups.context_table(before[:3], activations[:3], before[50:60])
+    torch.testing.assert_close(several, activations[:3].mean(0).expand(10, -1))
     batch = next(walk(model, stories[:1]))
     direct = batch.flat(batch.streams.resid_mid)
     state = batch.flat(batch.streams.resid_post), batch.flat(batch.streams.mlp_post)
     torch.testing.assert_close(lookups.stream_before(model, *state), direct, atol=1e-3, rtol=1e-3)
+
+
+def test_a_bag_is_the_mean_of_the_words_so_far(model):
+    token, story = torch.tensor([5, 6, 7, 8]), torch.tensor([0, 0, 1, 1])
+    found = lookups.bag(model, token, story)
+    torch.testing.assert_close(found[1], model.W_E[[5, 6]].mean(0))
+    torch.testing.assert_close(found[2:], torch.stack([model.W_E[7], model.W_E[[7, 8]].mean(0)]))
+    assert stimuli.bags(model).shape == (len(stimuli.texts()), model.cfg.d_model)
+
+
+def test_two_tables_added_up_are_found_again():
+    generator = torch.Generator().manual_seed(0)
+    token, words = torch.randint(5, (4000,), generator=generator), torch.randn(4000, 3, generator=generator)
+    values, story = token[:, None] + words @ torch.tensor([[1.0], [2.0], [0.0]]), torch.arange(4000) // 100
+    summed = lookups.SummedTables.of((token * 0, token), values, words, story)
+    wanted = torch.tensor([1, 4]), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
+    found = summed((wanted[0] * 0, wanted[0]), wanted[1])
+    torch.testing.assert_close(found[:, 0], torch.tensor([4.0, 4.0]), atol=0.3, rtol=0)
+
+
+def test_margins_ask_for_all_four():
+    random = torch.tensor([[0.6, 0.7], [0.8, 0.9], [0.7, 0.8]])
+    found = removals.margins(torch.tensor([0.3, 1.1]), torch.tensor([1.0, 0.4]), random)
+    torch.testing.assert_close(found, torch.tensor([0.3, 0.3, 0.3, 0.3]))
+    swapped = removals.margins(torch.tensor([1.0, 0.4]), torch.tensor([0.3, 1.1]), random)
+    assert (swapped < 0).all() and removals.best_of_random(random) < 0.1
 
 
 def test_the_asked_classes_are_classes():

@@ -70,6 +70,7 @@ def heads(folder: Path) -> dict:
     return run("run_heads.py", folder)
 
 
+@pytest.fixture(scope="module")
 def syntax(folder: Path) -> dict:
     return run("run_syntax.py", folder)
 

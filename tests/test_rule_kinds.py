@@ -7,6 +7,7 @@ from helpers import clusters, contests, rule_effects, rule_kinds, rule_tests
 from helpers.circuits import final_scale
 from helpers.contexts import gather
 from helpers.corpus import walk
+from helpers.estimates import Estimate
 from helpers.files import WorkbookError
 from helpers.rule_effects import CLASSWISE, Effects
 from helpers.stories import Story
@@ -138,14 +139,17 @@ def test_removing_a_kind_hurts_where_it_applies(model, gathered, sides, effects)
     few = {name: effects[name] for name in ("gender",)}
     test = rule_tests.removals(model, few, single, state, context, *sides)["gender"]
     assert test.own > 0.1 and test.own > test.elsewhere and test.beaten > 0.9
+    assert test.beyond.low < test.beyond.mean < test.beyond.high and test.support[0] >= test.support[1] > 0
+    story = torch.zeros(9, dtype=torch.long)
     empty = rule_tests.removal(
-        model, torch.zeros(0, dtype=torch.long), single[:, None], state, *[torch.ones(9).bool()] * 2
+        model, torch.zeros(0, dtype=torch.long), single[:, None], state, *[torch.ones(9).bool()] * 2, story
     )
-    assert empty.own == 0 and empty.positions == 0
+    assert empty.own == 0 and empty.positions == 0 and not empty.passes
 
 
 def test_the_table_has_a_row_for_every_kind(effects):
-    tests = dict.fromkeys(effects, rule_tests.Removal(1.0, 0.0, 1.0, 0.5, 20))
+    tests = dict.fromkeys(effects, rule_tests.Removal(1.0, 0.0, Estimate(0.5, 0.4, 0.6), 1.0, 0.5, (1.5, 1.2), 20))
+    assert tests["gender"].passes
     text = rule_tests.table(
         effects, tests, dict.fromkeys(effects, 0.5), {"no kind": 7}, [0.1] * (len(effects) + 1)
     )
@@ -219,6 +223,14 @@ def test_clusters_find_planted_groups():
     assert centre.shape == (3, 4)
     names = clusters.cluster_names(label, torch.arange(150) // 50, ["a", "b", "c"])
     assert sorted(names) == ["50: a", "50: b", "50: c"]
+
+
+def test_a_normal_cloud_has_the_same_covariance_and_no_groups():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.cat([torch.randn(1000, 2, generator=generator) + 8 * i for i in range(3)])
+    cloud = clusters.gaussian_like(values)
+    torch.testing.assert_close(torch.cov(cloud.T), torch.cov(values.T), rtol=0.1, atol=1.0)
+    assert clusters.cluster(cloud, 3)[1] < clusters.cluster(values, 3)[1] - 0.05
 
 
 def test_features_are_standardised(effects):

@@ -6,12 +6,14 @@ import torch
 from helpers.circuits import head_writes
 from helpers.contexts import contexts
 from helpers.corpus import walk
+from helpers.estimates import Estimate
 from helpers.files import WorkbookError
 from helpers.readings import GROUPS, NESTED, fraction, readings, two_back, within
 from helpers.shares import (
     Coding,
     Moments,
     collect_moments,
+    difference,
     divide,
     explained_share,
     head_outputs,
@@ -136,6 +138,11 @@ def test_moved_labels_explain_nothing_and_right_ones_do(model, stories):
         < 0.75
         < divide(model, (fit, held), coding, 997).population["unexplained"].mean
     )
+
+
+def test_a_difference_is_less_sure_than_its_parts():
+    found = difference(Estimate(0.3, 0.27, 0.33), Estimate(0.1, 0.06, 0.14))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.15, 0.25))
 
 
 def test_too_few_stories_are_refused(model, stories):

@@ -41,10 +41,17 @@ def test_no_cells_word_stands_in_a_stimulus():
         assert not words & set(re.findall(r"[a-z]+", text.lower())), text
 
 
-def test_no_word_is_in_two_cells_of_a_class():
-    for name in stimuli.classes():
-        words = [w for by_class in stimuli.written()["words"].values() for w in by_class[name]]
-        assert len(words) == len(set(words))
+def test_no_word_is_in_two_cells():
+    words = [w for by_class in stimuli.written()["words"].values() for row in by_class.values() for w in row]
+    assert len(words) == len(set(words))
+
+
+def test_no_cells_word_begins_a_word_of_its_themes_openings():
+    data = stimuli.written()
+    for theme, openings in data["openings"].items():
+        said = set(re.findall(r"[a-z]+", " ".join(openings).lower()))
+        for word in (w for row in data["words"][theme].values() for w in row):
+            assert not [other for other in said if other.startswith(word) and len(word) > 3], word
 
 
 def test_a_frame_ends_in_the_same_tokens_whatever_the_theme(ends):
@@ -109,14 +116,39 @@ def test_contrasts_find_the_asked_class_and_the_own_theme():
     asked, others = stimuli.theme_gain_by_class(logits)
     assert asked > 1.5 and others == pytest.approx(1)
     halved = logits / 2
-    assert stimuli.retained(logits, halved, stimuli.theme_contrast).mean == pytest.approx(0.5)
+    assert stimuli.retained(logits, halved, stimuli.theme_contrast) == pytest.approx(0.5)
     assert stimuli.theme_gain(made(frame=3, noise=0)) == pytest.approx(0, abs=1e-5)
 
 
-def test_an_interval_over_wordings_covers_the_truth():
-    found = stimuli.over_wordings(made(frame=1, theme=1, noise=0.5), stimuli.additive_share)
-    assert found.low < found.mean < found.high
-    assert found.high - found.low < 0.1
+def test_intervals_cover_the_truth():
+    logits = made(frame=1, theme=1, noise=0.5)
+    for interval in (stimuli.over_openings, stimuli.over_themes):
+        found = interval(stimuli.additive_share, logits)
+        assert found.low < found.mean < found.high
+        assert found.high - found.low < 0.1
+    halved = stimuli.over_themes(lambda a, b: stimuli.retained(a, b, stimuli.theme_contrast), logits, logits / 2)
+    assert halved.low == pytest.approx(0.5) == halved.high
+
+
+def test_a_theme_leaves_with_its_openings_and_its_words():
+    sizes = []
+    stimuli.over_themes(lambda part: sizes.append(part.shape) or 0.0, made())
+    stimuli.over_openings(lambda part: sizes.append(part.shape) or 0.0, made())
+    assert sizes[0] == (F, S - 1, W, 3, S - 1) and sizes[S] == (F, S, W, 3, S)
+    assert sizes[S + 1] == (F, S, W - 2, 3, S) and len(sizes) == S + 1 + 4 + 1
+
+
+def test_what_openings_vary_is_no_theme():
+    g = torch.Generator().manual_seed(0)
+    of_opening = torch.randn(1, S, 4, 1, 3, S, generator=g).expand(F, S, 4, 2, 3, S).flatten(2, 3)
+    assert (of_opening.mean(2).var(1).sum() / 24) > 0.1
+    assert abs(stimuli.components(of_opening)["theme"]) < 1.5
+    assert stimuli.components(of_opening + made(theme=1))["theme"] == pytest.approx(24, rel=0.35)
+
+
+def test_students_t_is_near_the_tables():
+    for df, expected in ((3, 3.182), (7, 2.365), (30, 2.042)):
+        assert stimuli.student(df) == pytest.approx(expected, rel=0.01)
 
 
 def test_no_neuron_removed_changes_nothing(model, ends):
