@@ -52,6 +52,8 @@ def embedding(tables: dict[str, Tensor], scales: Scales, rules: Iterable[str] = 
     count = len(tables["out"])
     own = tables["out"] @ basis() / scales.out
     said = tables["answer"] @ basis() / scales.answer * (STRENGTH["current word"] * ("current word" in rules))
+    if "spelling" in rules:
+        said[tables["rare"]] += tables["spelling"] @ basis() / scales.answer * STRENGTH["spelling"]
     rows = put("answer", said - own) + put("out", own) + put("code", tables["before codes"] / scales.code)
     kind = torch.nn.functional.one_hot(tables["classes"].clamp(min=0), len(CLASSES)) * (tables["classes"] >= 0)[:, None]
     rows += put("class", kind.float()) + put("share", tables["log share"][:, None] / UNIT)

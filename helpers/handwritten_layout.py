@@ -42,9 +42,10 @@ UNIT = 20.0  # the unigram's scale between embedding and final bias
 # how much of its table each rule is given, chosen on explore stories
 STRENGTH = {
     "current word": 0.92, "word before": 0.92, "two back": 0.83, "three back": 0.64, "four back": 0.55,
-    "classes": 0.83, "pairs": 0.46, "quotes": 0.64, "topic": 0.09, "memory": 1.0,
+    "classes": 0.83, "pairs": 0.46, "quotes": 0.64, "topic": 0.09, "memory": 1.0, "spelling": 0.92, "speech": 1.0,
 }  # fmt: skip
 RULES = tuple(STRENGTH)
+FIRST = RULES[:10]  # the rules of the first version; the others were found missing in it
 
 
 def put(name: str, values: Float[Tensor, "n size"]) -> Float[Tensor, "n d_model"]:

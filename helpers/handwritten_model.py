@@ -18,7 +18,7 @@ from helpers.files import WorkbookError, write_atomic, write_text
 from helpers.handwritten_heads import Head, Scales, before_heads, embedding, further_heads, positions
 from helpers.handwritten_layout import CONTEXT, D_HEAD, D_MODEL, DIMS, HEADS, OWN, RULES, UNIT
 from helpers.handwritten_neurons import (
-    Neurons, class_neurons, memory_neurons, pair_neurons, quote_neurons, voices,
+    Neurons, class_neurons, memory_neurons, pair_neurons, quote_neurons, speech_neurons, voices,
 )  # fmt: skip
 from helpers.loading import EMBEDDED_MODEL
 
@@ -45,9 +45,10 @@ def write(tables: dict[str, Tensor], rules: Iterable[str] = RULES) -> Written:
     rows = embedding(tables, scales, rules)
     place = positions(rows.pow(2).sum(1).max().item())
     constant = place[0, DIMS["constant"].start].item()
-    heads = [head for head in before_heads() + further_heads(tables, scales, constant)]
+    heads = before_heads() + further_heads(tables, scales, constant)
     neurons = [voices(tables, scales, rules), memory_neurons(tables), class_neurons(tables, scales)]
     neurons += [pair_neurons(tables, scales, rows), quote_neurons(tables, scales, rows)]
+    neurons += [speech_neurons(tables, scales)]
     weights = {"wte.weight": rows, "wpe.weight": place} | norms(scales)
     weights |= attention(heads, rules) | mlp(neurons, rules)
     planted = [rule for part in neurons for rule in [part.rule] * len(part.bias)]
@@ -57,8 +58,8 @@ def write(tables: dict[str, Tensor], rules: Iterable[str] = RULES) -> Written:
 
 def _kept(rules: list[str], *named: list[str]) -> tuple[list[str], ...]:
     always = {*rules, "current word"}  # its neurons also erase the token's own vote
-    if "pairs" in rules or "classes" in rules:
-        always.add("word before")
+    always |= {"word before"} if {"pairs", "classes"} & always else set()  # they need its heads
+    always |= {"quotes"} if "speech" in always else set()
     return tuple([rule if rule in always else "none" for rule in names] for names in named)
 
 
@@ -86,9 +87,7 @@ def attention(heads: list[Head], rules: list[str]) -> dict[str, Tensor]:
 
 def mlp(neurons: list[Neurons], rules: list[str]) -> dict[str, Tensor]:
     """The MLP's weights; neurons of rules that are left out write nothing."""
-    kept, _ = _kept(rules, [part.rule for part in neurons], [])
-    on = [part for part, rule in zip(neurons, kept, strict=True) for rule in [rule]]
-    write = torch.cat([part.write * (rule in rules or part.rule == "current word") for part, rule in zip(on, kept)])
+    write = torch.cat([part.write * (part.rule in {*rules, "current word"}) for part in neurons])
     return {
         "h.0.mlp.c_fc.weight": torch.cat([part.read for part in neurons]),
         "h.0.mlp.c_fc.bias": torch.cat([part.bias for part in neurons]),

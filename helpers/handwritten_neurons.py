@@ -98,5 +98,12 @@ def quote_neurons(tables: dict[str, Tensor], scales: Scales, rows: Float[Tensor,
     here = recognise(rows, ["answer", "out", "code", "class", "memory"], share, loud).repeat(2, 1)
     state = torch.tensor([-1.0, 1.0]).repeat_interleave(len(loud))[:, None]
     says = tables["loud quoted"].view(2, len(loud) + 1, -1)[:, : len(loud)].reshape(2 * len(loud), -1)
-    neurons = both("quotes", here, put("quoted", state), says, scales.answer)
-    return neurons
+    return both("quotes", here, put("quoted", state), says, scales.answer)
+
+
+def speech_neurons(tables: dict[str, Tensor], scales: Scales) -> Neurons:
+    """Two neurons: outside of quotes, and inside."""
+    read = SHARP * put("quoted", torch.tensor([[-1.0], [1.0]]))
+    says = tables.get("speech", torch.zeros(2, tables["out"].shape[1])) @ basis()
+    write = put("out", says * STRENGTH["speech"] / scales.answer / gelu(SHARP))
+    return Neurons("speech", read, torch.zeros(2), write)

@@ -12,6 +12,7 @@ from helpers import handwritten_counts as hc
 from helpers.handwritten_counts import BACK, CODE, PAIRS, RANK, SHORT, Counted
 from helpers.stories import CLASSES
 
+COMMON = 2500  # tokens whose answers are fitted to what follows them; the others' as the rule "spelling" alone
 LOUD = 40  # current tokens that have a rule of their own inside, and outside, quotes
 Tables = dict[str, Tensor]
 
@@ -46,10 +47,12 @@ def base_tables(counted: Counted) -> Tables:
     before = hc.log_ratio(seen, counted.bigrams @ chance, 1.0)
     out = hc.directions([current, 0.7 * before], often, share, RANK)
     answer = (hc.centred(current, share) * share) @ out
-    common = often.topk(min(2500, vocabulary)).indices
-    answer[common] = hc.project(hc.centred(current[common], share), chance[common], out, share)
+    fitted = hc.project(hc.centred(current, share), chance, out, share)
+    common, rare = often.argsort(descending=True).split([min(COMMON, vocabulary), max(0, vocabulary - COMMON)])
+    answer[common] = fitted[common]
     codes, read = hc.shorten((hc.centred(before, share) * share) @ out, often, CODE)
-    return {"log share": share.log(), "out": out, "answer": answer, "before codes": codes, "before map": read}
+    made = {"log share": share.log(), "out": out, "answer": answer, "before codes": codes, "before map": read}
+    return made | {"rare": rare, "spelling": fitted[rare] - answer[rare]}
 
 
 def base_logits(tables: Tables, token: Int[Tensor, " n"], before: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
@@ -168,3 +171,12 @@ def pair_tables(tables: Tables, counted: Counted, prior: float = 20.0, candidate
     best = gain.topk(min(PAIRS, len(gain))).indices
     says = hc.project(hc.centred(wanted[best], share), mixed[best], tables["out"], share)
     return {"pair": torch.stack([before[best], token[best]], 1), "pair says": says}
+
+
+def speech_table(
+    expected: Float[Tensor, "state v"], observed: Float[Tensor, "state v"], tables: Tables, prior: float = 10.0
+) -> Float[Tensor, "state rank"]:
+    """What has to be said outside (first row) and inside of quotes, from counts of next tokens there and what a model
+    without the rule expected."""
+    share = tables["log share"].exp()
+    return (hc.centred(hc.log_ratio(observed, expected, prior), share) * share) @ tables["out"]
