@@ -133,7 +133,9 @@ def token_table(
     return sums / torch.bincount(explore.token, minlength=vocabulary).clamp(min=1)[:, None]
 
 
-def erasing(model: TransformerBridge, token: Int[Tensor, " n"], share: Float[Tensor, " v"]) -> Float[Tensor, "n d_model"]:
+def erasing(
+    model: TransformerBridge, token: Int[Tensor, " n"], share: Float[Tensor, " v"]
+) -> Float[Tensor, "n d_model"]:
     """The rule "take back the current token": minus its embedding, measured from the average embedding."""
     return -(model.W_E[token] - share @ model.W_E)
 

@@ -148,7 +148,9 @@ def install(
     return Installed(w_in, b_in, w_out, mean_write - level @ w_out)
 
 
-def drop_in(model: TransformerBridge, hand: Installed, replaced: Int[Tensor, " k"], means: Float[Tensor, " neuron"]):
+def drop_in(
+    model: TransformerBridge, hand: Installed, replaced: Int[Tensor, " k"], means: Float[Tensor, " neuron"]
+):
     """Write handmade neurons over the live weights of some of a model's neurons; returns what undoes it.
 
     The replaced neurons' mean write goes, and the handmade ones' bias comes in its share (all of it if all are

@@ -1,14 +1,12 @@
-"""What the handwritten model is written from: counts on text, turned into tables by closed forms (a build step).
+"""What the handwritten model is written from: counts on text, turned into tables by closed forms.
 
-`python -m helpers.handwritten_counts --data TRAINING_TEXT` counts the text once and stores the tables. No step is
-a gradient step: a table is a logarithm of observed over expected counts, shortened by a singular value
+No step is a gradient step: a table is a logarithm of observed over expected counts, shortened by a singular value
 decomposition or fitted to the unembedding's directions by weighted least squares (`project`).
 
 Source of the expected counts: iterative scaling (Darroch & Ratcliff, 1972), every rule scaled once, given the rules
 of the current word and the word before.
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -17,18 +15,16 @@ from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from helpers.contexts import contexts, token_classes
 from helpers.files import WorkbookError, write_atomic
-from helpers.loading import EMBEDDED_MODEL, load_model
-from helpers.stories import CLASSES, encode_story, load_stories
-from helpers.texts import stream_texts
-from helpers.training_data import encode_corpus
 
 TABLES = Path(__file__).parent / "handwritten_files" / "tables.safetensors"
 RANK, CODE, SHORT = 255, 126, 64  # directions of the unembedding, of a word as the word before, of a further head
-MEMORY, PAIRS, TOPICS = 288, 1000, 64  # words that have a memory of their own; pairs of words; directions of topics
+MEMORY, PAIRS, TOPICS = (
+    288,
+    1000,
+    64,
+)  # words that have a memory of their own; pairs of words; directions of topics
 BACK = (2, 3, 4)  # distances of the heads that look further back than one word
 
 
@@ -136,7 +132,9 @@ def burstiness(counted: Counted, vocabulary: int) -> tuple[Float[Tensor, " v"], 
     """How often a token comes in a story that has it, over what chance would give; and how many stories have it."""
     story = counted.first.long().cumsum(0) - 1
     stories = int(story[-1]) + 1
-    documents = torch.bincount(torch.unique(story * vocabulary + counted.tokens) % vocabulary, minlength=vocabulary)
+    documents = torch.bincount(
+        torch.unique(story * vocabulary + counted.tokens) % vocabulary, minlength=vocabulary
+    )
     total = torch.bincount(counted.tokens, minlength=vocabulary).float()
     rate = total / stories
     by_chance = rate / (1 - (-rate).exp()).clamp(min=1e-9)
@@ -196,7 +194,9 @@ def load_tables(path: str | Path = TABLES) -> dict[str, Tensor]:
         WorkbookError: there are none.
     """
     if not Path(path).is_file():
-        raise WorkbookError(f"No tables at {path}: make them with python -m helpers.handwritten_counts --data TEXT.")
+        raise WorkbookError(
+            f"No tables at {path}: make them with python -m helpers.handwritten_tables --data TEXT."
+        )
     with safe_open(path, "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     return {

@@ -13,7 +13,21 @@ from torch import Tensor
 
 from helpers.handwritten_counts import BACK, SHORT
 from helpers.handwritten_layout import (
-    CONTEXT, D_HEAD, D_MODEL, DIMS, FOCUS, FREQUENCIES, FULL, OWN, RULES, SINK, STRENGTH, UNIT, basis, level, put,
+    CONTEXT,
+    D_HEAD,
+    D_MODEL,
+    DIMS,
+    FOCUS,
+    FREQUENCIES,
+    FULL,
+    OWN,
+    RULES,
+    SINK,
+    STRENGTH,
+    UNIT,
+    basis,
+    level,
+    put,
 )  # fmt: skip
 from helpers.stories import CLASSES
 
@@ -47,7 +61,9 @@ class Head:
     o: Float[Tensor, "d_head d_model"]
 
 
-def embedding(tables: dict[str, Tensor], scales: Scales, rules: Iterable[str] = RULES) -> Float[Tensor, "v d_model"]:
+def embedding(
+    tables: dict[str, Tensor], scales: Scales, rules: Iterable[str] = RULES
+) -> Float[Tensor, "v d_model"]:
     """The rows of all tokens (tied: the unembedding reads the same). The answer holds the token's own erasure."""
     count = len(tables["out"])
     own = tables["out"] @ basis() / scales.out
@@ -55,10 +71,15 @@ def embedding(tables: dict[str, Tensor], scales: Scales, rules: Iterable[str] = 
     if "spelling" in rules:
         said[tables["rare"]] += tables["spelling"] @ basis() / scales.answer * STRENGTH["spelling"]
     rows = put("answer", said - own) + put("out", own) + put("code", tables["before codes"] / scales.code)
-    kind = torch.nn.functional.one_hot(tables["classes"].clamp(min=0), len(CLASSES)) * (tables["classes"] >= 0)[:, None]
+    kind = (
+        torch.nn.functional.one_hot(tables["classes"].clamp(min=0), len(CLASSES))
+        * (tables["classes"] >= 0)[:, None]
+    )
     rows += put("class", kind.float()) + put("share", tables["log share"][:, None] / UNIT)
     if "memory" in rules:
-        rows[tables["memory words"], torch.arange(count)[: len(tables["memory words"])] + DIMS["memory"].start] = OWN
+        rows[tables["memory words"], torch.arange(count)[: len(tables["memory words"])] + DIMS["memory"].start] = (
+            OWN
+        )
     turn = torch.zeros(count, 1)
     turn[tables["opens"]], turn[tables["closes"]] = 1.0, -1.0
     turn[0] = -1.0

@@ -29,7 +29,16 @@ for _name, _size in SIZES.items():
     _start = max((part.stop for part in DIMS.values()), default=0)
     DIMS[_name] = slice(_start, _start + _size)
 
-FREQUENCIES = (0.287, 1.088, 1.534, 1.723, 2.204, 2.324, 2.564, 2.573)  # chosen so that no two distances look alike
+FREQUENCIES = (
+    0.287,
+    1.088,
+    1.534,
+    1.723,
+    2.204,
+    2.324,
+    2.564,
+    2.573,
+)  # chosen so that no two distances look alike
 FOCUS = 5.0  # weight of a frequency in a score; the right distance leads every other by 18
 OWN = 2.0  # a memory word's own direction in its embedding
 FULL = 0.1  # share of a memory head's words from which on a word counts as fully remembered

@@ -18,7 +18,13 @@ from helpers.files import WorkbookError, write_atomic, write_text
 from helpers.handwritten_heads import Head, Scales, before_heads, embedding, further_heads, positions
 from helpers.handwritten_layout import CONTEXT, D_HEAD, D_MODEL, DIMS, HEADS, OWN, RULES, UNIT
 from helpers.handwritten_neurons import (
-    Neurons, class_neurons, memory_neurons, pair_neurons, quote_neurons, speech_neurons, voices,
+    Neurons,
+    class_neurons,
+    memory_neurons,
+    pair_neurons,
+    quote_neurons,
+    speech_neurons,
+    voices,
 )  # fmt: skip
 from helpers.loading import EMBEDDED_MODEL
 
@@ -78,7 +84,8 @@ def attention(heads: list[Head], rules: list[str]) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {"q": [], "k": [], "v": [], "out": []}
     for i in range(HEADS):
         on = i < len(heads) and kept[i] != "none"
-        for name, part in zip(parts, (heads[i].q, heads[i].k, heads[i].v, heads[i].o.T) if on else [blank] * 4):
+        made = (heads[i].q, heads[i].k, heads[i].v, heads[i].o.T) if on else [blank] * 4
+        for name, part in zip(parts, made, strict=True):
             parts[name].append(part.T)
     weights = {f"h.0.attn.attention.{n}_proj.weight": torch.cat(parts[n]) for n in ("q", "k", "v")}
     weights["h.0.attn.attention.out_proj.weight"] = torch.cat(parts["out"]).T
@@ -116,3 +123,9 @@ def save(written: Written, folder: str | Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         write_atomic(folder / name, lambda path, n=name: shutil.copyfile(EMBEDDED_MODEL / n, path))
     return folder
+
+
+def prepare(folder: str | Path, tables: dict[str, Tensor], rules: Iterable[str] = RULES) -> tuple[Path, Written]:
+    """Write and save in one go."""
+    written = write(tables, rules)
+    return save(written, folder), written

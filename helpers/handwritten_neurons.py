@@ -62,7 +62,11 @@ def recognise(
 
 
 def both(
-    rule: str, one: Float[Tensor, "k d_model"], other: Float[Tensor, "k d_model"], says: Float[Tensor, "k rank"], unit: float
+    rule: str,
+    one: Float[Tensor, "k d_model"],
+    other: Float[Tensor, "k d_model"],
+    says: Float[Tensor, "k rank"],
+    unit: float,
 ) -> Neurons:
     """Neurons that fire where two directions are present at once, and then say `says`, a row a neuron."""
     loud = gelu(SHARP * (2 - BOTH))

@@ -1,5 +1,10 @@
-"""The tables of the handwritten model's rules: made from counts, stored in a few megabytes."""
+"""The tables of the handwritten model's rules, a build step: `python -m helpers.handwritten_tables --data TEXT`.
 
+They are made from counts on the embedded model's training text (`helpers.handwritten_counts` has the closed forms)
+and stored in a few megabytes. They hold no text.
+"""
+
+import argparse
 import dataclasses
 from collections.abc import Iterator
 
@@ -7,10 +12,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import AutoTokenizer
 
 from helpers import handwritten_counts as hc
+from helpers.contexts import contexts, token_classes
 from helpers.handwritten_counts import BACK, CODE, PAIRS, RANK, SHORT, Counted
-from helpers.stories import CLASSES
+from helpers.handwritten_layout import CONTEXT
+from helpers.loading import EMBEDDED_MODEL
+from helpers.stories import CLASSES, STORIES, encode_story, load_stories
+from helpers.texts import stream_texts
+from helpers.training_data import encode_corpus
 
 COMMON = 2500  # tokens whose answers are fitted to what follows them; the others' as the rule "spelling" alone
 LOUD = 40  # current tokens that have a rule of their own inside, and outside, quotes
@@ -120,7 +131,9 @@ def residual_counts(tables: Tables, f: Features, groups: dict[str, Int[Tensor, "
     return observed, expected, push / (size + 3.0), again
 
 
-def further_tables(tables: Tables, f: Features, words: Words, memory: Tensor, weight: Tensor, codes: Tensor) -> Tables:
+def further_tables(
+    tables: Tables, f: Features, words: Words, memory: Tensor, weight: Tensor, codes: Tensor
+) -> Tables:
     """Tables of all other rules but the pairs', each from observed and expected counts given the base rules."""
     share, out = tables["log share"].exp(), tables["out"]
     often = torch.bincount(f.token, minlength=len(share)).float()
@@ -180,3 +193,37 @@ def speech_table(
     without the rule expected."""
     share = tables["log share"].exp()
     return (hc.centred(hc.log_ratio(observed, expected, prior), share) * share) @ tables["out"]
+
+
+def make_tables(tokens: Tensor, first: Tensor, words: Words, stories: int = 1500) -> Tables:
+    """All tables from a text's flat token stream (`first` marks the beginnings of stories); what needs expected counts
+    is counted on a random part of the stories."""
+    counted = hc.count(tokens, first, len(words.classes))
+    tables = base_tables(counted)
+    memory = hc.memory_words(counted, words.letters)
+    weight, codes = hc.topic_codes(counted, *hc.burstiness(counted, len(words.classes)))
+    starts = [*first.nonzero()[:, 0].tolist(), len(tokens)]
+    chosen = torch.randperm(len(starts) - 1, generator=torch.Generator().manual_seed(0))[:stories].tolist()
+    sample = features([tokens[starts[i] : starts[i + 1]] for i in chosen], words, memory, weight, codes)
+    tables |= further_tables(tables, sample, words, memory, weight, codes)
+    tables |= pair_tables(tables, counted)
+    return tables | {"classes": words.classes, "opens": words.opens, "closes": words.closes}
+
+
+def main() -> None:
+    """Command line: count a text and store the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="the text to count: the embedded model's training text")
+    options = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    corpus = encode_corpus(stream_texts(options.data), tokenizer.backend_tokenizer, CONTEXT, "encoding")
+    first = torch.zeros(len(corpus.tokens), dtype=torch.bool)
+    first[corpus.starts[:-1]] = True
+    tagged = contexts(encode_story(story, tokenizer, CONTEXT) for story in load_stories(STORIES, "explore"))
+    decoded = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    words = words_of(decoded, token_classes(tagged, len(tokenizer)))
+    hc.save_tables(make_tables(corpus.tokens.long(), first, words))
+
+
+if __name__ == "__main__":
+    main()
