@@ -9,7 +9,7 @@ Source of the method: handmade neurons as in Curve Circuits (Cammarata et al., 2
 import dataclasses
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -107,17 +107,21 @@ class Text:
         change = activations - means
         return cls(context, residual - change @ model.W_out[0], change)
 
+    def at(self, rows: Int[Tensor, " k"]) -> "Text":
+        """Some of the positions (only the context's target and story are cut with them)."""
+        context = dataclasses.replace(
+            self.context, target=self.context.target[rows], story=self.context.story[rows]
+        )
+        return Text(context, self.base[rows], self.change[rows])
 
-def mixed_write(
-    model: TransformerBridge,
-    text: Text,
-    replaced: Bool[Tensor, " neuron"],
-    hand: Float[Tensor, "n d_model"] | None,
-) -> Float[Tensor, "n d_model"]:
-    """The MLP's write, less its mean, with some neurons replaced: `hand` is what the replacements write together
-    (None: they stay at their mean)."""
-    kept = (text.change * ~replaced) @ model.W_out[0]
-    return kept if hand is None else kept + hand
+    def mixed_write(
+        self, model: TransformerBridge, replaced: Int[Tensor, " k"], hand: Float[Tensor, "n d_model"] | None
+    ) -> Float[Tensor, "n d_model"]:
+        """The MLP's write, less its mean, with some neurons replaced: `hand` is what the replacements write together
+        (None: they stay at their mean)."""
+        gone = self.change[:, replaced] @ model.W_out[0][replaced]
+        kept = self.change @ model.W_out[0] - gone
+        return kept if hand is None else kept + hand
 
 
 def losses(model: TransformerBridge, text: Text, write: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:

@@ -1,6 +1,7 @@
 """Handmade components beside the ones they replace, and detectors beside what was planted."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pandas as pd
 import torch
@@ -8,10 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.contexts import Contexts
 from helpers.corpus import run_streams
 from helpers.estimates import Estimate, bootstrap
 from helpers.handmade_reads import Installed, read_input
 from helpers.rules import Rule
+from helpers.stories import CLASSES
 from helpers.writes import logit_writes
 
 
@@ -116,3 +119,62 @@ def named_words(rules: list[Rule], variable: str) -> list[set[int]]:
     """The tokens that each rule's terms of a variable list as raising the neuron."""
     return [{g for term in rule.terms if term.variable == variable and term.amount > 0 for g in term.groups}
             for rule in rules]  # fmt: skip
+
+
+def seen_before(
+    story: Int[Tensor, " n"], token: Int[Tensor, " n"], target: Int[Tensor, " n"]
+) -> Bool[Tensor, " n"]:
+    """Where the next token has stood in the same story up to here."""
+    seen = torch.zeros(len(story), dtype=torch.bool)
+    for number in story.unique():
+        at = (story == number).nonzero()[:, 0]
+        seen[at] = (target[at][:, None] == token[at]).tril().any(1)
+    return seen
+
+
+def by_class(
+    classes: Int[Tensor, " n"], seen: Bool[Tensor, " n"], values: list[Float[Tensor, " n"]], least: float = 0.01
+) -> dict[str, list[float]]:
+    """Means of some columns by class of the next token and whether it was seen before, for groups of at least that
+    share of all positions."""
+    rows = {}
+    for c, name in enumerate(CLASSES):
+        for again in (False, True):
+            here = (classes == c) & (seen == again)
+            if here.float().mean() >= least:
+                rows[f"{name}, {'seen' if again else 'new'}"] = [column[here].mean().item() for column in values]
+    return rows
+
+
+def kinds_of_words(classes: Int[Tensor, " n"], seen: Bool[Tensor, " n"]) -> dict[str, Bool[Tensor, " n"]]:
+    """A coarse division of positions by what comes next."""
+
+    def among(*names: str) -> Bool[Tensor, " n"]:
+        return torch.isin(classes, torch.tensor([CLASSES.index(name) for name in names]))
+
+    things = among("NOUN", "PROPN")
+    kinds = {"names and things seen before": things & seen, "names and things that are new": things & ~seen}
+    kinds |= {"verbs": among("VERB", "AUX"), "marks and line breaks": among("PUNCT", "SPACE")}
+    return kinds | {"all others": ~torch.stack(list(kinds.values())).any(0)}
+
+
+def story_mean(story: Int[Tensor, " n"], values: Float[Tensor, " n"]) -> Estimate:
+    """Mean over positions, with an interval over stories."""
+    width = int(story.max()) + 1
+    return bootstrap(
+        *(torch.zeros(width).double().index_add_(0, story, x.double()) for x in (values, torch.ones(len(story))))
+    )
+
+
+def examples(
+    context: Contexts, losses: tuple[Tensor, Tensor], where: Int[Tensor, " k"], decode: Callable[[int], str]
+) -> list[str]:
+    """Rows of a table: the ten tokens up to a position, the next one, and two losses there."""
+    rows = []
+    for i in where.tolist():
+        start = max(int((context.story == context.story[i]).nonzero()[0]), i - 9)
+        before = "".join(decode(t) for t in context.token[start : i + 1].tolist()).replace("␣", " ")
+        rows.append(
+            f"| …{before} | **{decode(int(context.target[i]))}** | {losses[0][i]:.1f} | {losses[1][i]:.1f} |"
+        )
+    return rows

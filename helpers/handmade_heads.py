@@ -5,13 +5,14 @@ word before; by distance; by distance and by which word stands there. The values
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.circuits import head_writes
+from helpers.circuits import head_writes, mlp_write, residual_losses
 from helpers.corpus import Batch, walk
 from helpers.stories import Story
 
@@ -105,3 +106,43 @@ def program_change(
         made = pattern(program, tokens, programs.by_distance[mine], programs.by_word[mine])
         z[:, :, mine] = torch.einsum("shqk,skhd->sqhd", made, streams.v[:, :, mine])
     return batch.flat(head_writes(model, z - streams.z).sum(-2))
+
+
+@torch.no_grad()
+def mean_heads(model: TransformerBridge, stories: list[Story]) -> Float[Tensor, " d_model"]:
+    """Mean of what all heads together write: what removing them puts in their place."""
+    total, count = 0.0, 0
+    for batch in walk(model, stories, positions=4096):
+        write = batch.flat(head_writes(model, batch.streams.z).sum(-2))
+        total, count = total + write.sum(0), count + len(write)
+    return total / count
+
+
+@torch.no_grad()
+def surgery(
+    model: TransformerBridge,
+    stories: Iterable[Story],
+    programs: HeadPrograms,
+    removed: Float[Tensor, " d_model"],
+    ways: dict[str, list[str]],
+    hand: Callable[[Batch], Float[Tensor, "n d_model"]],
+    silent: Float[Tensor, " d_model"],
+) -> tuple[Int[Tensor, " n"], dict[str, Float[Tensor, " n"]]]:
+    """Each position's story, and its loss with the heads replaced in every way of `ways` (a program a head).
+
+    Also "removed" (heads at their mean), "whole model", "hand neurons" (`hand` in place of the MLP's write), "hand
+    neurons and heads" (with the first way), and "all removed" (heads and MLP at their means, `silent` the latter's).
+    """
+    story, found = [], {}
+    for batch in walk(model, stories, positions=4096):
+        flat, changes = batch.flat, {"whole model": torch.zeros(1)}
+        mid, written = flat(batch.streams.resid_mid), hand(batch)
+        changes |= {name: program_change(model, batch, programs, way) for name, way in ways.items()}
+        changes["removed"] = removed - flat(head_writes(model, batch.streams.z).sum(-2))
+        final = {name: mid + change + mlp_write(model, mid + change) for name, change in changes.items()}
+        final |= {"hand neurons": mid + written, "all removed": mid + changes["removed"] + silent}
+        final["hand neurons and heads"] = mid + changes[next(iter(ways))] + written
+        for name, residual in final.items():
+            found.setdefault(name, []).append(residual_losses(model, residual, batch.target))
+        story.append(batch.story)
+    return torch.cat(story), {name: torch.cat(parts) for name, parts in found.items()}
