@@ -55,7 +55,7 @@ def recognise(
     e = rows[:, kept]
     spread = (e * share[:, None]).T @ e + 1e-4 * torch.eye(e.shape[1])
     found = torch.linalg.solve(spread, e[tokens].T).T
-    found = found / (found * e[tokens]).sum(1, keepdim=True)
+    found = found / (found * e[tokens]).sum(1, keepdim=True).clamp(min=1e-6)  # a token without properties gets 0
     directions = torch.zeros(len(tokens), rows.shape[1])
     directions[:, kept] = found
     return directions

@@ -109,14 +109,17 @@ def chunks(tables: Tables, f: Features, size: int = 2048) -> Iterator[tuple[Tens
         yield i, base_logits(tables, f.token[i], f.behind[0][i]).softmax(-1)
 
 
-def residual_counts(tables: Tables, f: Features, groups: dict[str, Int[Tensor, " n"]], memory: Int[Tensor, " m"]):
-    """Expected next-token counts, under the base rules, of each group; and the topics' and memory's sums."""
+def residual_counts(
+    tables: Tables, f: Features, groups: dict[str, tuple[Int[Tensor, " n"], int]], memory: Int[Tensor, " m"]
+):
+    """Observed and expected next-token counts, the latter under the base rules, of each group (given with the number of
+    groups); and the topics' and memory's sums."""
     vocabulary = len(tables["log share"])
-    expected = {name: torch.zeros(int(g.max()) + 1, vocabulary) for name, g in groups.items()}
+    expected = {name: torch.zeros(size, vocabulary) for name, (_, size) in groups.items()}
     push, size = torch.zeros(2, f.topic.shape[1], vocabulary)
     again = torch.zeros(2, len(memory))
     for i, chance in chunks(tables, f):
-        for name, group in groups.items():
+        for name, (group, _) in groups.items():
             expected[name].index_add_(0, group[i], chance)
         topic = f.topic[i]
         push.index_add_(1, f.target[i], topic.T)
@@ -126,7 +129,7 @@ def residual_counts(tables: Tables, f: Features, groups: dict[str, Int[Tensor, "
         again[1] += (f.memory[i] * chance[:, memory]).sum(0)
     observed = {
         name: torch.bincount(g * vocabulary + f.target, minlength=expected[name].numel()).view_as(expected[name])
-        for name, g in groups.items()
+        for name, (g, _) in groups.items()
     }
     return observed, expected, push / (size + 3.0), again
 
@@ -140,9 +143,11 @@ def further_tables(
     loud = often.topk(LOUD).indices
     number = torch.full((len(share),), LOUD).index_put((loud,), torch.arange(LOUD))
     kind = words.classes + 1  # 0 for tokens without a class
-    groups = {f"{k} back": token for k, token in zip(BACK, f.behind[1:], strict=True)}
-    groups["class pairs"] = kind[f.behind[0]] * (len(CLASSES) + 1) + kind[f.token]
-    groups |= {"quoted": f.quoted.long(), "loud quoted": f.quoted * (LOUD + 1) + number[f.token]}
+    kinds = len(CLASSES) + 1
+    groups = {f"{k} back": (token, len(share)) for k, token in zip(BACK, f.behind[1:], strict=True)}
+    groups["class pairs"] = kind[f.behind[0]] * kinds + kind[f.token], kinds**2
+    groups["quoted"] = f.quoted.long(), 2
+    groups["loud quoted"] = f.quoted * (LOUD + 1) + number[f.token], 2 * (LOUD + 1)
     observed, expected, topic, again = residual_counts(tables, f, groups, memory)
     prior = {"class pairs": 20.0, "quoted": 20.0, "loud quoted": 10.0}
     log = {name: hc.log_ratio(observed[name], expected[name], prior.get(name, 3.0)) for name in groups}
@@ -150,9 +155,7 @@ def further_tables(
     low = {name: (hc.centred(table, share) * share) @ out for name, table in log.items()}
     sources = torch.cat([tables["answer"], out, tables["before codes"]], 1)
     made = {"loud": loud, "memory words": memory, "memory gain": hc.log_ratio(*again, 5.0)}
-    missing = (len(CLASSES) + 1) ** 2 - len(low["class pairs"])
-    made["class pairs"] = torch.nn.functional.pad(low["class pairs"], (0, 0, 0, missing))
-    made["loud quoted"] = low["loud quoted"]
+    made |= {name: low[name] for name in ("class pairs", "loud quoted")}
     for k in BACK:
         fit = sources @ hc.read_from(sources, low[f"{k} back"], often + 1)
         short, made[f"{k} back map"] = hc.shorten(fit, often + 1, SHORT)
