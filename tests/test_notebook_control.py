@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("notebook", ["01_model_tour", "02_mlp_neurons"])
+@pytest.mark.parametrize("notebook", ["01_model_tour", "02_mlp_neurons", "05_handcrafted_weights"])
 def test_rerun_on_the_random_twin_a_notebook_runs_but_its_outputs_differ(notebook):
     command = [
         sys.executable,
