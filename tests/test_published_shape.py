@@ -109,3 +109,10 @@ def test_the_neuron_helpers_run_and_ablate_exactly(neurons):
 def test_the_neuron_helpers_fit_into_4_gib(neurons):
     print(f"peak memory {neurons['peak bytes'] / 2**30:.2f} GiB")
     assert neurons["peak bytes"] < 4 * 2**30
+
+
+def test_the_helpers_of_surgery_run_and_fit_into_4_gib(folder):
+    found = run("run_handmade.py", folder)
+    print(f"peak memory {found['peak bytes'] / 2**30:.2f} GiB")
+    assert found["finite"] and found["heads"] == 16
+    assert found["peak bytes"] < 4 * 2**30
