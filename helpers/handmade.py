@@ -182,3 +182,22 @@ def memory_write(
     for at, seen in remembered(context, unembedding.share):
         write[at] = gain * scale * (seen @ raising)
     return write
+
+
+def bigram_write(
+    unembedding: Unembedding, explore: Contexts, token: Int[Tensor, " n"], prior: float = 20.0
+) -> Float[Tensor, "n d_model"]:
+    """No rules at all: at each position, toward the words that follow the current token on explore text, by the same
+    measure as `hand_writes` (0 for tokens that do not come there)."""
+    vocabulary, share = len(unembedding.share), unembedding.share
+    present = explore.token.unique()
+    number = torch.full((vocabulary,), -1).index_put((present,), torch.arange(len(present)))
+    rows = []
+    for part in torch.arange(len(present)).split(256):
+        mine = (number[explore.token] >= part[0]) & (number[explore.token] <= part[-1])
+        code = (number[explore.token[mine]] - part[0]) * vocabulary + explore.target[mine]
+        counts = torch.bincount(code, minlength=len(part) * vocabulary).view(len(part), vocabulary).float()
+        lift = (counts + prior * share) / (counts.sum(1, keepdim=True) + prior) / share
+        rows.append(unembedding.toward(lift.log()))
+    table = torch.cat([*rows, torch.zeros(1, len(unembedding.u))])
+    return table[number[token]]

@@ -12,7 +12,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.contexts import Contexts
 from helpers.corpus import run_streams
 from helpers.estimates import Estimate, bootstrap
+from helpers.findings import Finding
 from helpers.handmade_reads import Installed, read_input
+from helpers.library import Entry, Evidence
 from helpers.rules import Rule
 from helpers.stories import CLASSES
 from helpers.writes import logit_writes
@@ -178,3 +180,9 @@ def examples(
             f"| …{before} | **{decode(int(context.target[i]))}** | {losses[0][i]:.1f} | {losses[1][i]:.1f} |"
         )
     return rows
+
+
+def with_surgery(entry: Entry, proof: Finding) -> Entry:
+    """A library entry with what surgery showed of it, in place of what an earlier run showed."""
+    older = [evidence for evidence in entry.evidence if not evidence.metric.startswith("Surgery")]
+    return dataclasses.replace(entry, evidence=[*older, Evidence.of(proof)])

@@ -335,3 +335,10 @@ def test_figures_are_closed():
     curve = handmade_plots.surgery_curve([16, 32], {"hand": [2.0, 3.0]}, {"whole": 2.0}, "t", "neurons")
     bars = handmade_plots.histograms({"x": (torch.rand(9).numpy(), torch.rand(9).numpy())}, "t", ("own", "other"))
     assert all(figure.axes for figure in (ladder, curve, bars))
+
+
+def test_the_bigram_writes_toward_what_follows_the_token(model, text, unembedding, common):
+    write = handmade.bigram_write(unembedding, text.context, torch.tensor([int(common[1]), model.cfg.d_vocab - 1]))
+    after = text.context.target[text.context.token == common[1]]
+    logits = write[0] @ model.W_U
+    assert (logits > logits[torch.bincount(after).argmax()]).float().mean() < 0.05
