@@ -56,14 +56,18 @@ def surgery_curve(
 
 def histograms(values: dict[str, tuple[np.ndarray, np.ndarray]], title: str, names: tuple[str, str]) -> Figure:
     """One panel a comparison: how it is spread over the neurons, beside its control."""
-    figure, axes = new_axes(2.3 * len(values) + 0.6, 2.9, len(values), sharey=True)
-    for axis, (name, pair) in zip(axes, values.items(), strict=True):
+    rows = -(-len(values) // 3)
+    figure = Figure(figsize=(9, 2.5 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False, sharey=True).flatten()
+    for axis in axes[len(values) :]:
+        axis.axis("off")
+    for axis, (name, pair) in zip(axes, values.items(), strict=False):
         low, high = (f(np.nanmin(x) if f is min else np.nanmax(x) for x in pair) for f in (min, max))
         bins = np.linspace(low, high if high > low else low + 1, 26)
         for data, label, colour in zip(pair, names, (COLOURS["model"], COLOURS["control"]), strict=True):
             axis.hist(data, bins, alpha=0.6, label=label, color=colour)
-        axis.set_title(name, fontsize=9)
+        axis.set_title(name, fontsize=10)
         axes[0].set_ylabel("neurons")
-    axes[-1].legend(fontsize=8, frameon=False)
+    axes[0].legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11, x=0.02, ha="left")
     return figure
