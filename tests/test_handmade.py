@@ -341,4 +341,4 @@ def test_the_bigram_writes_toward_what_follows_the_token(model, text, unembeddin
     write = handmade.bigram_write(unembedding, text.context, common)
     rows = handmade.hand_writes(unembedding, [on(token) for token in common], text.context).rows
     alike = torch.nn.functional.cosine_similarity(write, rows)
-    assert alike.mean() > 0.6 > torch.nn.functional.cosine_similarity(write, rows.roll(1, 0)).mean()
+    assert alike.mean() > 0.4 > torch.nn.functional.cosine_similarity(write, rows.roll(1, 0)).mean()
