@@ -102,9 +102,9 @@ class Text:
 
     @classmethod
     def of(cls, model: TransformerBridge, gathered: tuple, means: Float[Tensor, " neuron"]) -> "Text":
-        """From `contexts.gather`'s answer."""
+        """From `contexts.gather`'s answer, whose activations are changed in place (they are large)."""
         context, activations, residual = gathered
-        change = activations - means
+        change = activations.sub_(means)
         return cls(context, residual - change @ model.W_out[0], change)
 
     def at(self, rows: Int[Tensor, " k"]) -> "Text":

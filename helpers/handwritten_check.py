@@ -1,5 +1,6 @@
 """The handwritten model measured: its losses, what it misses, and what was planted in it."""
 
+import gc
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,13 +28,14 @@ def build(
     """Write a model into the cache folder and load it from there, as any other model is loaded."""
     root = Path(os.environ.get("TINYSTORIES_CACHE") or Path(__file__).parents[1] / "cache")
     written = write(tables, rules)
+    gc.collect()  # models that are no longer used hold cycles
     return load_model(save(written, root / name)), written
 
 
 def rung(model: TransformerBridge, stories: Iterable[Story]) -> dict[str, Tensor]:
     """Each scored position's story and loss, and the n-grams' losses."""
     parts = []
-    for batch in walk(model, stories):
+    for batch in walk(model, stories, positions=4096):
         loss = residual_losses(model, batch.flat(batch.streams.resid_post), batch.target)
         parts.append({"story": batch.story, "loss": loss, **baseline_columns(batch)})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -54,7 +56,7 @@ def counts_by_quotes(
 ) -> tuple[Float[Tensor, "2 v"], Float[Tensor, "2 v"]]:
     """How often each token comes next outside and inside quotes, and how often the model expects it there."""
     came, hoped = torch.zeros(2, 2, model.cfg.d_vocab)
-    for batch in walk(model, stories):
+    for batch in walk(model, stories, positions=4096):
         state = torch.cat([inside_quotes(story, opens, closes)[:-1] for story in batch.encoded]).long()
         came.index_put_((state, batch.target), torch.ones(len(state)), accumulate=True)
         for i in torch.arange(len(state)).split(2048):

@@ -17,8 +17,8 @@ def main(folder: str) -> dict:
     stories = load_stories(split="explore")[:3]
     gathered = gather(model, stories)
     means = gathered[1].mean(0)
-    text = handmade.Text.of(model, gathered, means)
     found = rules.propose(gathered[0], gathered[1][:, :SOME].clone(), terms=2)
+    text = handmade.Text.of(model, gathered, means)
     found += [rules.Rule(j, 0.0, ()) for j in range(SOME, model.cfg.d_mlp)]
     unembedding = handmade.Unembedding(model, text.context.target)
     writes = handmade.hand_writes(unembedding, found, text.context)

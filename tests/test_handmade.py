@@ -27,7 +27,7 @@ def gathered(model, half):
 
 @pytest.fixture(scope="module")
 def text(model, gathered):
-    return handmade.Text.of(model, gathered, gathered[1].mean(0))
+    return handmade.Text.of(model, (gathered[0], gathered[1].clone(), gathered[2]), gathered[1].mean(0))
 
 
 @pytest.fixture(scope="module")
