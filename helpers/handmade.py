@@ -107,6 +107,10 @@ class Text:
         change = activations.sub_(means)
         return cls(context, residual - change @ model.W_out[0], change)
 
+    def without_change(self) -> "Text":
+        """The same without the neurons' activations, which are large."""
+        return dataclasses.replace(self, change=self.change[:0].clone())
+
     def at(self, rows: Int[Tensor, " k"]) -> "Text":
         """Some of the positions (only the context's target and story are cut with them)."""
         context = dataclasses.replace(
