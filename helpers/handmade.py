@@ -15,7 +15,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.circuits import final_scale, residual_losses
 from helpers.contexts import Contexts
-from helpers.rules import Rule, expected_words, rule_variables
+from helpers.predicates import Coded
+from helpers.rule_scores import expected_words
+from helpers.rules import Rule, predictions
 from helpers.stories import CLASSES
 
 SCALES = (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 1.0)  # one of them, for all neurons, is chosen on explore
@@ -55,24 +57,20 @@ class Writes:
     mean: Float[Tensor, " neuron"]
 
 
-def firing(rules: list[Rule], context: Contexts) -> Float[Tensor, "n neuron"]:
-    """What each rule predicts at each position."""
-    variables = rule_variables(context)
-    return torch.stack([rule.predict(variables) for rule in rules], 1)
-
-
-def hand_writes(unembedding: Unembedding, rules: list[Rule], context: Contexts, chunk: int = 256) -> Writes:
+def hand_writes(
+    unembedding: Unembedding, rules: list[Rule], context: Contexts, coded: Coded, chunk: int = 256
+) -> Writes:
     """Output weights from the rules: toward the words expected where a rule fires, over the height of its firing.
 
-    expected: `helpers.rules.expected_words` on explore text. Neurons whose rule has no term write nothing.
+    expected: `helpers.rule_scores.expected_words` on explore text (`coded`: its slots). Neurons whose rule has no term
+    write nothing.
     """
     rows, means = [], []
     for start in range(0, len(rules), chunk):
-        part = rules[start : start + chunk]
-        fires = firing(part, context)
+        fires = predictions(rules[start : start + chunk], coded)
         mean = fires.mean(0)
         height = (fires - mean).amax(0)
-        direction = unembedding.toward(expected_words(part, context, len(unembedding.share)))
+        direction = unembedding.toward(expected_words(fires, context, len(unembedding.share)))
         rows.append(torch.where(height[:, None] > 1e-6, direction / height.clamp(min=1e-6)[:, None], 0))
         means.append(mean)
     return Writes(torch.cat(rows), torch.cat(means))

@@ -15,6 +15,7 @@ from helpers.estimates import Estimate, bootstrap
 from helpers.findings import Finding
 from helpers.handmade_reads import Installed, read_input
 from helpers.library import Entry, Evidence
+from helpers.predicates import LEVELS, WordGroups, group_slot
 from helpers.rules import Rule
 from helpers.stories import CLASSES
 from helpers.writes import logit_writes
@@ -117,10 +118,16 @@ def copies(model: TransformerBridge, head: int, by_word: Float[Tensor, " v"], wo
     return (logits.argmax(-1) == tokens).float().mean().item()
 
 
-def named_words(rules: list[Rule], variable: str) -> list[set[int]]:
-    """The tokens that each rule's terms of a variable list as raising the neuron."""
-    return [{g for term in rule.terms if term.variable == variable and term.amount > 0 for g in term.groups}
-            for rule in rules]  # fmt: skip
+def named_words(rules: list[Rule], slot: str, groups: WordGroups) -> list[set[int]]:
+    """The words, as numbers of their spelling, that each rule lists as raising the neuron at a word slot."""
+    spelled, found = group_slot(slot, LEVELS[0]), []
+    for rule in rules:
+        raised = {name: set() for name in (slot, spelled)}
+        for term in rule.terms:
+            if term.slot in raised:
+                raised[term.slot] = {g for g, x in zip(term.groups, term.amounts, strict=True) if x > 0 and g >= 0}
+        found.append(raised[spelled] | {int(groups.of[0, token]) for token in raised[slot]})
+    return found
 
 
 def seen_before(

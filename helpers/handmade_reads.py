@@ -1,10 +1,10 @@
-"""Input weights by hand: a rule's words, looked up in the embedding, turned into a direction that detects them.
+"""Input weights by hand: a rule's words, looked up in the embedding, turned into a direction that follows its push.
 
-A term of a rule can become weights if it names tokens at the current position, one back or two back, or classes of
-the current or the last word (then the tokens of the class stand for it). What it adds to the stream that the MLP
-reads is known from the embedding, and for earlier tokens from the heads' value and output weights and their average
-attention at that distance. States and dictionary forms have no direction that could be written down so: they stay
-programs.
+A rule adds up pushes on what a neuron receives, and so do weights. A term can become weights if it names tokens (or
+groups of them) at the current position, one back or two back, or classes of the current or the last word (then the
+tokens of the class stand for it). What it adds to the stream that the MLP reads is known from the embedding, and for
+earlier tokens from the heads' value and output weights and their average attention at that distance. States and
+dictionary forms have no direction that could be written down so; they can be read off the stream on explore text.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.contexts import token_classes
+from helpers.contexts import Contexts, token_classes
 from helpers.corpus import walk
-from helpers.rules import Rule, Term
+from helpers.predicates import LEVELS, PENN_TAGS, WORD_SLOTS, Coded, WordGroups, group_slot
+from helpers.rules import Rule
 from helpers.stories import CLASSES, Story
 
-DISTANCE = {"token": 0, "previous": 1, "two tokens back": 2}
-THRESHOLD, SLOPE = 1.0, 2.0  # a handmade neuron fires from one standard deviation of its sum on, this steep
+DISTANCE = {slot: distance for distance, slot in enumerate(WORD_SLOTS)}  # here, one back, two back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Stream:
     attention: Float[Tensor, "head distance"]
     share: Float[Tensor, " v"]
     classes: Int[Tensor, " v"]
+    penn: Int[Tensor, " v"]
 
 
 def read_input(model: TransformerBridge, resid_mid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
@@ -42,7 +43,7 @@ def read_input(model: TransformerBridge, resid_mid: Float[Tensor, "n d_model"]) 
 
 
 @torch.no_grad()
-def measure_stream(model: TransformerBridge, stories: list[Story], context) -> Stream:
+def measure_stream(model: TransformerBridge, stories: list[Story], context: Contexts) -> Stream:
     """One pass over explore stories (`context`: theirs)."""
     total, square, divisor, looks, count = 0.0, 0.0, 0.0, 0.0, 0
     for batch in walk(model, stories):
@@ -58,7 +59,24 @@ def measure_stream(model: TransformerBridge, stories: list[Story], context) -> S
     inverse = torch.linalg.inv(spread + 1e-3 * spread.diagonal().mean() * torch.eye(len(mean)))
     share = torch.bincount(context.token, minlength=model.cfg.d_vocab).float()
     classes = token_classes(context, model.cfg.d_vocab)
-    return Stream(mean, inverse, divisor / count, looks / count, share / share.sum(), classes)
+    return Stream(
+        mean,
+        inverse,
+        divisor / count,
+        looks / count,
+        share / share.sum(),
+        classes,
+        penn_classes(context, len(share)),
+    )
+
+
+def penn_classes(context: Contexts, vocabulary: int) -> Int[Tensor, " v"]:
+    """The Penn class (number in PENN_TAGS) that each token belongs to most often; -1 for tokens that do not come."""
+    number = {tag: i for i, tag in enumerate(PENN_TAGS)}
+    here = torch.tensor([number.get(tag, len(number)) for tag in context.penn])
+    counts = torch.zeros(vocabulary, len(number) + 1)
+    counts.index_put_((context.token, here), torch.ones(len(here)), accumulate=True)
+    return torch.where(counts[:, :-1].sum(1) > 0, counts[:, :-1].argmax(1), -1)
 
 
 def added_by_tokens(model: TransformerBridge, stream: Stream) -> list[Float[Tensor, "v d_model"]]:
@@ -72,45 +90,83 @@ def added_by_tokens(model: TransformerBridge, stream: Stream) -> list[Float[Tens
     return [(through[0] + centred) / stream.divisor, *(part / stream.divisor for part in through[1:])]
 
 
-def term_shift(term: Term, added: list[Tensor], stream: Stream) -> Float[Tensor, " d_model"] | None:
-    """Sum over the term's tokens of share times what they add: the covariance of the term with the MLP's input.
+def shifts(
+    model: TransformerBridge, stream: Stream, groups: WordGroups
+) -> dict[str, Float[Tensor, "group d_model"]]:
+    """For each slot that has a weight construction, and each of its groups, the covariance of "this group stands there"
+    with the MLP's input: the sum over the group's tokens of share times what they add there."""
+    added = [part * stream.share[:, None] for part in added_by_tokens(model, stream)]
 
-    None for a term that has no weight construction.
+    def over(of: Int[Tensor, " v"], distance: int, count: int) -> Tensor:
+        return torch.zeros(count + 1, len(stream.mean)).index_add_(0, of % (count + 1), added[distance])[:count]
+
+    found = {slot: added[distance] for slot, distance in DISTANCE.items()}
+    for slot, distance in DISTANCE.items():
+        for level, of in zip(LEVELS, groups.of, strict=True):
+            found[group_slot(slot, level)] = over(of, distance, int(of.max()) + 1)
+    found["penn"] = over(stream.penn, 0, len(PENN_TAGS))
+    kinds, place = len(CLASSES) + 1, stream.classes + 1  # the two classes of a pair are taken as independent
+    share = torch.zeros(kinds).index_add_(0, place, stream.share)
+    before, here = (over(place, distance, kinds) for distance in (1, 0))
+    pair = before[:, None] * share[None, :, None] + share[:, None, None] * here[None]
+    return found | {"classes": pair.flatten(0, 1)}
+
+
+def push(rule: Rule, coded: Coded) -> Float[Tensor, " n"]:
+    """What a rule adds to a neuron's pre-activation at every position, its base included."""
+    return sum((term.push(coded) for term in rule.terms), torch.full((len(coded["token"][1]),), rule.base))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reads:
+    """Input weights of handmade neurons: the pre-activation is bias + input · rows.
+
+    covered: share of each rule's pushes (mean absolute push) that has a direction.
     """
 
-    def of(tokens: Tensor, distance: int) -> Tensor:
-        return stream.share[tokens] @ added[distance][tokens]
-
-    if term.variable in DISTANCE:
-        return of(torch.tensor([g for g in term.groups if g >= 0], dtype=torch.long), DISTANCE[term.variable])
-    if term.variable == "tag":
-        return of(torch.isin(stream.classes, torch.tensor(term.groups)).nonzero()[:, 0], 0)
-    if term.variable == "tags":
-        shift = torch.zeros(len(stream.mean))
-        for code in term.groups:
-            before, here = (part - 1 for part in divmod(code, len(CLASSES) + 1))
-            for distance, kind in ((1, before), (0, here)):
-                if kind >= 0:
-                    shift += of((stream.classes == kind).nonzero()[:, 0], distance) / (2 * len(term.groups))
-        return shift
-    return None
+    rows: Float[Tensor, "neuron d_model"]
+    bias: Float[Tensor, " neuron"]
+    covered: Float[Tensor, " neuron"]
 
 
 def read_weights(
-    model: TransformerBridge, rules: list[Rule], stream: Stream
-) -> tuple[Float[Tensor, "neuron d_model"], Float[Tensor, " neuron"]]:
-    """Directions that follow the rules (linear regression of each term on the MLP's input, its covariance taken from
-    the embedding), and the share of each rule's size that has such a direction (by sum of absolute amounts)."""
-    added = added_by_tokens(model, stream)
-    rows, covered = torch.zeros(len(rules), len(stream.mean)), torch.zeros(len(rules))
+    model: TransformerBridge, rules: list[Rule], stream: Stream, groups: WordGroups, coded: Coded
+) -> Reads:
+    """Weights whose sum follows the rules' pushes: the linear regression of every push on the MLP's input, its
+    covariance taken from the embedding; the bias is the base and the mean of all pushes on explore (`coded`)."""
+    tables = shifts(model, stream, groups)
+    rows, level, covered = (
+        torch.zeros(len(rules), len(stream.mean)),
+        torch.zeros(len(rules)),
+        torch.zeros(len(rules)),
+    )
     for j, rule in enumerate(rules):
-        size = sum(abs(term.amount) for term in rule.terms)
+        level[j], size = rule.base, 1e-9
         for term in rule.terms:
-            shift = term_shift(term, added, stream)
-            if shift is not None:
-                rows[j] += term.amount * stream.inverse @ shift
-                covered[j] += abs(term.amount) / max(size, 1e-9)
-    return rows, covered
+            pushed = term.push(coded)
+            level[j] += pushed.mean()
+            size += pushed.abs().mean()
+            if term.slot in tables:
+                listed, amounts = torch.tensor(term.groups), torch.tensor(term.amounts)
+                rows[j] += amounts[listed >= 0] @ tables[term.slot][listed[listed >= 0]]
+                covered[j] += pushed.abs().mean()
+        covered[j] /= size
+    rows = rows @ stream.inverse
+    return Reads(rows, level - rows @ stream.mean, covered)
+
+
+def regressed(rules: list[Rule], stream: Stream, coded: Coded, inputs: Float[Tensor, "n d_model"]) -> Reads:
+    """The same with the covariance taken from explore text: where the rule pushes, and what the MLP is given there.
+
+    Every term has a direction then, as far as the stream holds it.
+    """
+    rows, level = torch.zeros(len(rules), len(stream.mean)), torch.zeros(len(rules))
+    for j, rule in enumerate(rules):
+        pushed = push(rule, coded)
+        level[j] = pushed.mean()
+        rows[j] = (pushed - level[j]) @ inputs / len(inputs)
+    rows = rows @ stream.inverse
+    return Reads(rows, level - rows @ stream.mean, torch.ones(len(rules)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,28 +180,23 @@ class Installed:
 
 
 def install(
-    model: TransformerBridge,
-    rows: Float[Tensor, "neuron d_model"],
-    stream: Stream,
+    reads: Reads,
     inputs: Float[Tensor, "n d_model"],
     predicted: Float[Tensor, "n neuron"],
     writes: Float[Tensor, "neuron d_model"],
     mean_write: Float[Tensor, " d_model"],
 ) -> Installed:
-    """Weights of neurons that fire from one standard deviation of their sum on, brought to their rules' size.
+    """Weights of neurons that receive their rules' pushes, brought to their rules' size.
 
     inputs, predicted: explore positions of the MLP's input and what the rules predict there (each less its mean); the
     size is the regression of the second on the neuron's own activation. mean_write: the MLP's mean write, kept.
     """
-    deviation = ((rows @ torch.linalg.inv(stream.inverse)) * rows).sum(1).clamp(min=1e-12).sqrt()
-    w_in = SLOPE * (rows / deviation[:, None]).T
-    b_in = -(stream.mean @ w_in) - SLOPE * THRESHOLD
-    fires = torch.nn.functional.gelu(inputs @ w_in + b_in, approximate="tanh")
+    fires = torch.nn.functional.gelu(inputs @ reads.rows.T + reads.bias, approximate="tanh")
     level = fires.mean(0)
     size = ((fires - level) * predicted).mean(0) / (fires - level).pow(2).mean(0).clamp(min=1e-9)
-    size = torch.where(rows.abs().sum(1) > 0, size, 0)
+    size = torch.where(reads.rows.abs().sum(1) > 0, size, 0)
     w_out = size[:, None] * writes
-    return Installed(w_in, b_in, w_out, mean_write - level @ w_out)
+    return Installed(reads.rows.T.contiguous(), reads.bias, w_out, mean_write - level @ w_out)
 
 
 def drop_in(

@@ -11,7 +11,9 @@ from helpers.contexts import gather
 from helpers.corpus import run_streams, walk
 from helpers.estimates import Estimate
 from helpers.ledger import decoder
-from helpers.rules import Rule, Term, propose
+from helpers.predicates import LEVELS, PENN_TAGS, coded_slots, group_slot, word_groups
+from helpers.rule_fitting import Slots, propose
+from helpers.rules import Rule, Term, predictions
 from helpers.stories import CLASSES
 
 
@@ -45,8 +47,18 @@ def stream(model, half, text):
     return handmade_reads.measure_stream(model, half, text.context)
 
 
-def on(token, amount=1.0, variable="token"):
-    return Rule(0, 0.0, (Term(variable, (int(token),), amount),))
+@pytest.fixture(scope="module")
+def groups(model, text):
+    return word_groups(model, text.context)
+
+
+@pytest.fixture(scope="module")
+def coded(text, groups):
+    return coded_slots(text.context, groups)
+
+
+def on(token, amount=1.0, slot="token"):
+    return Rule(0, -1.0, 0.5, (Term(slot, (int(token),), (amount,)),))
 
 
 # writing
@@ -67,19 +79,19 @@ def test_raising_raises_its_token_by_one_and_likely_others_little(model, unembed
     assert others.abs().mean() < 0.3
 
 
-def test_a_handmade_neuron_promotes_what_follows_its_word(model, text, unembedding, common):
-    rule = on(common[1])
-    writes = handmade.hand_writes(unembedding, [rule, Rule(1, 0.3, ())], text.context)
+def test_a_handmade_neuron_promotes_what_follows_its_word(model, text, coded, unembedding, common):
+    rules = [on(common[1]), Rule(1, 0.3, 0.5, ())]
+    writes = handmade.hand_writes(unembedding, rules, text.context, coded)
     after = text.context.target[text.context.token == common[1]]
     logits = writes.rows[0] @ model.W_U
     assert (logits > logits[torch.bincount(after).argmax()]).float().mean() < 0.05
-    assert writes.rows[1].abs().max() == 0 and writes.mean[1].item() == pytest.approx(0.3)
+    assert writes.rows[1].abs().max() == 0 and writes.mean[1] == pytest.approx(predictions(rules, coded)[0, 1])
 
 
-def test_chunks_of_neurons_change_nothing(text, unembedding, common):
+def test_chunks_of_neurons_change_nothing(text, coded, unembedding, common):
     rules = [on(token) for token in common]
-    whole = handmade.hand_writes(unembedding, rules, text.context)
-    parts = handmade.hand_writes(unembedding, rules, text.context, chunk=2)
+    whole = handmade.hand_writes(unembedding, rules, text.context, coded)
+    parts = handmade.hand_writes(unembedding, rules, text.context, coded, chunk=2)
     torch.testing.assert_close(whole.rows, parts.rows)
 
 
@@ -152,48 +164,80 @@ def test_memory_pays_where_words_return(model, text, unembedding):
 # reading
 
 
-def test_weights_detect_the_words_of_a_rule_on_unseen_positions(model, stories, text, stream, common):
-    reads, covered = handmade_reads.read_weights(model, [on(token) for token in common], stream)
+@pytest.mark.parametrize("way", ["embedding", "text"])
+def test_weights_detect_the_words_of_a_rule_on_unseen_positions(
+    model, stories, gathered, text, stream, groups, coded, common, way
+):
+    rules = [on(token) for token in common]
+    level = gathered[1].mean(0) @ model.W_out[0] + model.blocks[0].mlp.b_out
+    inputs = handmade_reads.read_input(model, text.base - level)
+    if way == "text":
+        reads = handmade_reads.regressed(rules, stream, coded, inputs)
+    else:
+        reads = handmade_reads.read_weights(model, rules, stream, groups, coded)
     batch = next(walk(model, stories[200:206]))
-    inputs = handmade_reads.read_input(model, batch.flat(batch.streams.resid_mid))
-    score = inputs @ reads.T
+    score = handmade_reads.read_input(model, batch.flat(batch.streams.resid_mid)) @ reads.rows.T + reads.bias
     for j, token in enumerate(common.tolist()):
         here = batch.token == token
         if here.sum() >= 3:
             assert score[here, j].mean() > score[~here, j].mean() + 1.5 * score[~here, j].std()
-    assert covered.tolist() == [1.0] * 6
+    torch.testing.assert_close(reads.covered, torch.ones(6))
+    mean = torch.stack([handmade_reads.push(rule, coded) for rule in rules], 1).mean(0)
+    torch.testing.assert_close(reads.rows @ stream.mean + reads.bias, mean, atol=1e-4, rtol=1e-4)
 
 
-def test_terms_without_a_direction_are_not_covered(model, stream, common):
-    state = Rule(0, 0.0, (Term("inside quotes", (1,), 1.0), Term("token", (int(common[0]),), 3.0)))
-    reads, covered = handmade_reads.read_weights(model, [state, on(1, variable="latest verb")], stream)
-    assert covered.tolist() == [0.75, 0.0] and reads[1].abs().max() == 0
+def test_a_push_is_the_base_and_the_terms(coded, text, common):
+    pushed = handmade_reads.push(on(common[0], 2.5), coded)
+    torch.testing.assert_close(pushed, torch.where(text.context.token == common[0], 1.5, -1.0))
 
 
-def test_classes_and_earlier_words_have_directions(model, stream, common):
-    pair = (CLASSES.index("DET") + 1) * (len(CLASSES) + 1) + CLASSES.index("NOUN") + 1
-    for variable, group in (
-        ("tag", CLASSES.index("NOUN")),
-        ("tags", pair),
-        ("previous", common[0]),
-        ("two tokens back", common[0]),
-    ):
-        assert handmade_reads.read_weights(model, [on(group, variable=variable)], stream)[0].norm() > 0
+def test_terms_without_a_direction_are_not_covered(model, stream, groups, coded, common):
+    token, quoted = int(common[0]), coded["inside quotes"]
+    inside = (quoted[0][quoted[1]] == 1).float().mean().item()
+    share = (coded["token"][0][coded["token"][1]] == token).float().mean().item()
+    state = Rule(0, 0.0, 1.0, (Term("inside quotes", (1,), (1.0,)), Term("token", (token,), (-3.0,))))
+    verb = on(1, slot="latest verb")
+    reads = handmade_reads.read_weights(model, [state, verb], stream, groups, coded)
+    assert reads.covered[0].item() == pytest.approx(3 * share / (3 * share + inside), abs=1e-4)
+    assert reads.covered[1] == 0 and reads.rows[1].abs().max() == 0
+    assert handmade_reads.regressed(
+        [state], stream, coded, torch.randn(len(quoted[1]), model.cfg.d_model)
+    ).rows.any()
 
 
-def test_dropped_in_weights_are_used_and_undone(model, text, stream, unembedding, common):
-    tokens = torch.tensor([[0, 5, 300, 301]])
-    means = torch.zeros(model.cfg.d_mlp)
+def test_a_groups_shift_is_that_of_its_tokens(model, stream, groups):
+    tables = handmade_reads.shifts(model, stream, groups)
+    for slot in handmade_reads.DISTANCE:
+        coarse = tables[group_slot(slot, LEVELS[1])]
+        members = groups.of[1] == 3
+        torch.testing.assert_close(coarse[3], tables[slot][members].sum(0), atol=1e-5, rtol=1e-4)
+    noun = PENN_TAGS.index("NN")
+    torch.testing.assert_close(
+        tables["penn"][noun], tables["token"][stream.penn == noun].sum(0), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_a_pair_of_classes_is_taken_as_independent(model, stream, groups):
+    tables = handmade_reads.shifts(model, stream, groups)
+    before, here = CLASSES.index("DET"), CLASSES.index("NOUN")
+    code = (before + 1) * (len(CLASSES) + 1) + here + 1
+    first, second = stream.classes == before, stream.classes == here
+    expected = tables["previous"][first].sum(0) * stream.share[second].sum()
+    expected += tables["token"][second].sum(0) * stream.share[first].sum()
+    torch.testing.assert_close(tables["classes"][code], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_dropped_in_weights_are_used_and_undone(model, text, stream, groups, coded, unembedding, common):
+    tokens, neurons = torch.tensor([[0, 5, 300, 301]]), model.cfg.d_mlp
     before = run_streams(model, tokens)
-    rules = [on(common[j % 6]) for j in range(model.cfg.d_mlp)]
-    reads, _ = handmade_reads.read_weights(model, rules, stream)
-    writes = handmade.hand_writes(unembedding, rules[:6], text.context).rows.repeat(200, 1)[: model.cfg.d_mlp]
+    rules = [on(common[j % 6]) for j in range(neurons)]
+    reads = handmade_reads.read_weights(model, rules, stream, groups, coded)
+    writes = handmade.hand_writes(unembedding, rules[:6], text.context, coded).rows.repeat(200, 1)[:neurons]
     bias = model.blocks[0].mlp.b_out.clone()
-    mid = text.base - bias
-    inputs = handmade_reads.read_input(model, mid)
-    fires = handmade.firing(rules[:6], text.context).repeat(1, 200)[:, : model.cfg.d_mlp]
-    hand = handmade_reads.install(model, reads, stream, inputs, fires - fires.mean(0), writes, bias)
-    undo = handmade_reads.drop_in(model, hand, torch.arange(model.cfg.d_mlp), means)
+    inputs = handmade_reads.read_input(model, text.base - bias)
+    fires = predictions(rules[:6], coded).repeat(1, 200)[:, :neurons]
+    hand = handmade_reads.install(reads, inputs, fires - fires.mean(0), writes, bias)
+    undo = handmade_reads.drop_in(model, hand, torch.arange(neurons), torch.zeros(neurons))
     during = run_streams(model, tokens)
     x = handmade_reads.read_input(model, before.resid_mid[0])
     expected = handmade_compare.activations(hand, x) @ hand.w_out + hand.b_out
@@ -280,10 +324,12 @@ def test_detectors_are_counted():
     assert handmade_compare.table_of([row]).loc["x", "recall"] == 0.5
 
 
-def test_rules_words_are_those_that_raise(common):
-    rule = Rule(0, 0.0, (Term("token", (1, 2), 1.0), Term("token", (3,), -1.0), Term("previous", (4,), 1.0)))
-    assert handmade_compare.named_words([rule], "token") == [{1, 2}]
-    assert handmade_compare.named_words([rule], "previous") == [{4}]
+def test_rules_words_are_those_that_raise(groups, common):
+    spelled, word = group_slot("previous", LEVELS[0]), groups.of[0, common[3]].item()
+    three = common[:3].tolist()
+    rule = Rule(0, 0.0, 1.0, (Term("token", (*three,), (1.0, 0.5, -1.0)), Term(spelled, (word,), (1.0,))))
+    assert handmade_compare.named_words([rule], "token", groups) == [set(groups.of[0, three[:2]].tolist())]
+    assert handmade_compare.named_words([rule], "previous", groups) == [{word}]
 
 
 def test_seen_before_and_classes():
@@ -303,10 +349,10 @@ def test_examples_are_rows_of_a_table(model, text):
     assert len(rows) == 1 and rows[0].count("|") == 5 and "4.0" in rows[0]
 
 
-def test_stimuli_are_stories_of_one_token(model, stream, text, common):
+def test_stimuli_are_stories_of_one_token(model, stream, groups, coded, common):
     rules = [on(common[0])] * model.cfg.d_mlp
-    reads, _ = handmade_reads.read_weights(model, rules, stream)
-    hand = handmade_reads.Installed(reads.T, torch.zeros(model.cfg.d_mlp), torch.zeros_like(reads), reads[0])
+    reads = handmade_reads.read_weights(model, rules, stream, groups, coded)
+    hand = handmade_reads.Installed(reads.rows.T, reads.bias, torch.zeros_like(reads.rows), reads.rows[0])
     own, made = handmade_compare.on_stimuli(model, hand, common)
     alone = run_streams(model, torch.tensor([[model.tokenizer.bos_token_id, int(common[2])]]))
     torch.testing.assert_close(own[2], alone.mlp_post[0, 1], atol=1e-4, rtol=1e-4)
@@ -323,9 +369,9 @@ def test_story_means_have_intervals():
     assert value.mean == pytest.approx(2.0) and value.low <= 2.0 <= value.high
 
 
-def test_rules_proposed_for_neurons_can_be_made_by_hand(model, gathered, text, unembedding):
-    rules = propose(gathered[0], gathered[1][:, :8].clone(), terms=2)
-    writes = handmade.hand_writes(unembedding, rules, text.context)
+def test_rules_proposed_for_neurons_can_be_made_by_hand(model, gathered, text, groups, coded, unembedding):
+    rules = propose(Slots(gathered[0], groups), gathered[1][:, :8].clone(), listed=12)
+    writes = handmade.hand_writes(unembedding, rules, text.context, coded)
     assert writes.rows.shape == (8, model.cfg.d_model) and writes.rows.isfinite().all()
 
 
@@ -337,8 +383,8 @@ def test_figures_are_closed():
     assert all(figure.axes for figure in (ladder, curve, bars))
 
 
-def test_the_bigram_writes_toward_what_follows_the_token(model, text, unembedding, common):
+def test_the_bigram_writes_toward_what_follows_the_token(model, text, coded, unembedding, common):
     write = handmade.bigram_write(unembedding, text.context, common)
-    rows = handmade.hand_writes(unembedding, [on(token) for token in common], text.context).rows
+    rows = handmade.hand_writes(unembedding, [on(token) for token in common], text.context, coded).rows
     alike = torch.nn.functional.cosine_similarity(write, rows)
     assert alike.mean() > 0.4 > torch.nn.functional.cosine_similarity(write, rows.roll(1, 0)).mean()
