@@ -128,31 +128,44 @@ class Reads:
     bias: Float[Tensor, " neuron"]
     covered: Float[Tensor, " neuron"]
 
+    @classmethod
+    def following(
+        cls,
+        shift: Float[Tensor, "neuron d_model"],
+        pushed: Float[Tensor, "2 neuron"],
+        covered: Tensor,
+        stream: Stream,
+    ) -> "Reads":
+        """The linear regression of pushes on the input, from their covariance with it, their mean and their deviation.
+
+        A regression varies less than what it follows; its spread is brought to that of the pushes.
+        """
+        rows = shift @ stream.inverse
+        spread = (shift * rows).sum(1).clamp(min=1e-12).sqrt()
+        rows = rows * (pushed[1] / spread)[:, None]
+        return cls(rows, pushed[0] - rows @ stream.mean, covered)
+
 
 def read_weights(
     model: TransformerBridge, rules: list[Rule], stream: Stream, groups: WordGroups, coded: Coded
 ) -> Reads:
-    """Weights whose sum follows the rules' pushes: the linear regression of every push on the MLP's input, its
-    covariance taken from the embedding; the bias is the base and the mean of all pushes on explore (`coded`)."""
+    """Weights that follow the rules' pushes, the covariance of push and input taken from the embedding.
+
+    coded: slots of explore text, on which the pushes' mean and deviation are taken.
+    """
     tables = shifts(model, stream, groups)
-    rows, level, covered = (
-        torch.zeros(len(rules), len(stream.mean)),
-        torch.zeros(len(rules)),
-        torch.zeros(len(rules)),
-    )
+    shift, pushed, covered = torch.zeros(len(rules), len(stream.mean)), torch.zeros(2, len(rules)), []
     for j, rule in enumerate(rules):
-        level[j], size = rule.base, 1e-9
+        total, sizes = torch.full((len(coded["token"][1]),), rule.base), {}
         for term in rule.terms:
-            pushed = term.push(coded)
-            level[j] += pushed.mean()
-            size += pushed.abs().mean()
+            here = term.push(coded)
+            total, sizes[term.slot] = total + here, here.abs().mean()
             if term.slot in tables:
                 listed, amounts = torch.tensor(term.groups), torch.tensor(term.amounts)
-                rows[j] += amounts[listed >= 0] @ tables[term.slot][listed[listed >= 0]]
-                covered[j] += pushed.abs().mean()
-        covered[j] /= size
-    rows = rows @ stream.inverse
-    return Reads(rows, level - rows @ stream.mean, covered)
+                shift[j] += amounts[listed >= 0] @ tables[term.slot][listed[listed >= 0]]
+        pushed[:, j] = torch.stack([total.mean(), total.std()])
+        covered.append(sum(sizes[slot] for slot in sizes if slot in tables) / max(1e-9, sum(sizes.values())))
+    return Reads.following(shift, pushed, torch.tensor(covered), stream)
 
 
 def regressed(rules: list[Rule], stream: Stream, coded: Coded, inputs: Float[Tensor, "n d_model"]) -> Reads:
@@ -160,13 +173,12 @@ def regressed(rules: list[Rule], stream: Stream, coded: Coded, inputs: Float[Ten
 
     Every term has a direction then, as far as the stream holds it.
     """
-    rows, level = torch.zeros(len(rules), len(stream.mean)), torch.zeros(len(rules))
+    shift, pushed = torch.zeros(len(rules), len(stream.mean)), torch.zeros(2, len(rules))
     for j, rule in enumerate(rules):
-        pushed = push(rule, coded)
-        level[j] = pushed.mean()
-        rows[j] = (pushed - level[j]) @ inputs / len(inputs)
-    rows = rows @ stream.inverse
-    return Reads(rows, level - rows @ stream.mean, torch.ones(len(rules)))
+        total = push(rule, coded)
+        pushed[:, j] = torch.stack([total.mean(), total.std()])
+        shift[j] = (total - pushed[0, j]) @ inputs / len(inputs)
+    return Reads.following(shift, pushed, torch.ones(len(rules)), stream)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +209,13 @@ def install(
     size = torch.where(reads.rows.abs().sum(1) > 0, size, 0)
     w_out = size[:, None] * writes
     return Installed(reads.rows.T.contiguous(), reads.bias, w_out, mean_write - level @ w_out)
+
+
+def written(hand: Installed, inputs: Float[Tensor, "n d_model"], chunk: int = 8192) -> Float[Tensor, "n d_model"]:
+    """What an MLP of handmade neurons writes."""
+    before = (part @ hand.w_in + hand.b_in for part in inputs.split(chunk))
+    fires = (torch.nn.functional.gelu(part, approximate="tanh") for part in before)
+    return torch.cat([part @ hand.w_out for part in fires]) + hand.b_out
 
 
 def drop_in(

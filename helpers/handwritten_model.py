@@ -55,18 +55,20 @@ def write(tables: dict[str, Tensor], rules: Iterable[str] = RULES) -> Written:
     neurons = [voices(tables, scales, rules), memory_neurons(tables), class_neurons(tables, scales)]
     neurons += [pair_neurons(tables, scales, rows), quote_neurons(tables, scales, rows)]
     neurons += [speech_neurons(tables, scales)]
+    neurons = [part for part in neurons if part.rule in {*rules, "current word"}]
     weights = {"wte.weight": rows, "wpe.weight": place} | norms(scales)
-    weights |= attention(heads, rules) | mlp(neurons, rules)
+    weights |= attention(heads, rules) | mlp(neurons)
     planted = [rule for part in neurons for rule in [part.rule] * len(part.bias)]
-    named = [head.rule for head in heads] + ["none"] * (HEADS - len(heads))
-    return Written({f"transformer.{name}": w for name, w in weights.items()}, *_kept(rules, named, planted))
+    named = _kept(rules, [head.rule for head in heads]) + ["none"] * (HEADS - len(heads))
+    return Written({f"transformer.{name}": w for name, w in weights.items()}, named, planted)
 
 
-def _kept(rules: list[str], *named: list[str]) -> tuple[list[str], ...]:
-    always = {*rules, "current word"}  # its neurons also erase the token's own vote
-    always |= {"word before"} if {"pairs", "classes"} & always else set()  # they need its heads
-    always |= {"quotes"} if "speech" in always else set()
-    return tuple([rule if rule in always else "none" for rule in names] for names in named)
+def _kept(rules: list[str], named: list[str]) -> list[str]:
+    """The rules of heads, "none" for those that no given rule needs."""
+    needed = {*rules}
+    needed |= {"word before"} if {"pairs", "classes"} & needed else set()
+    needed |= {"quotes"} if "speech" in needed else set()
+    return [rule if rule in needed else "none" for rule in named]
 
 
 def norms(scales: Scales) -> dict[str, Tensor]:
@@ -79,7 +81,7 @@ def norms(scales: Scales) -> dict[str, Tensor]:
 
 def attention(heads: list[Head], rules: list[str]) -> dict[str, Tensor]:
     """The four matrices of the attention layer; heads of rules that are left out are zero."""
-    kept, _ = _kept(rules, [head.rule for head in heads], [])
+    kept = _kept(rules, [head.rule for head in heads])
     blank = torch.zeros(D_MODEL, D_HEAD)
     parts: dict[str, list[Tensor]] = {"q": [], "k": [], "v": [], "out": []}
     for i in range(HEADS):
@@ -92,9 +94,9 @@ def attention(heads: list[Head], rules: list[str]) -> dict[str, Tensor]:
     return weights | {"h.0.attn.attention.out_proj.bias": torch.zeros(D_MODEL)}
 
 
-def mlp(neurons: list[Neurons], rules: list[str]) -> dict[str, Tensor]:
-    """The MLP's weights; neurons of rules that are left out write nothing."""
-    write = torch.cat([part.write * (part.rule in {*rules, "current word"}) for part in neurons])
+def mlp(neurons: list[Neurons]) -> dict[str, Tensor]:
+    """The MLP's weights."""
+    write = torch.cat([part.write for part in neurons])
     return {
         "h.0.mlp.c_fc.weight": torch.cat([part.read for part in neurons]),
         "h.0.mlp.c_fc.bias": torch.cat([part.bias for part in neurons]),

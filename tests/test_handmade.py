@@ -182,8 +182,10 @@ def test_weights_detect_the_words_of_a_rule_on_unseen_positions(
         if here.sum() >= 3:
             assert score[here, j].mean() > score[~here, j].mean() + 1.5 * score[~here, j].std()
     torch.testing.assert_close(reads.covered, torch.ones(6))
-    mean = torch.stack([handmade_reads.push(rule, coded) for rule in rules], 1).mean(0)
-    torch.testing.assert_close(reads.rows @ stream.mean + reads.bias, mean, atol=1e-4, rtol=1e-4)
+    pushed = torch.stack([handmade_reads.push(rule, coded) for rule in rules], 1)
+    torch.testing.assert_close(reads.rows @ stream.mean + reads.bias, pushed.mean(0), atol=1e-4, rtol=1e-4)
+    if way == "text":  # the regression varies as much as what it follows
+        torch.testing.assert_close((inputs @ reads.rows.T).std(0), pushed.std(0), atol=0.01, rtol=0.05)
 
 
 def test_a_push_is_the_base_and_the_terms(coded, text, common):
@@ -240,7 +242,7 @@ def test_dropped_in_weights_are_used_and_undone(model, text, stream, groups, cod
     undo = handmade_reads.drop_in(model, hand, torch.arange(neurons), torch.zeros(neurons))
     during = run_streams(model, tokens)
     x = handmade_reads.read_input(model, before.resid_mid[0])
-    expected = handmade_compare.activations(hand, x) @ hand.w_out + hand.b_out
+    expected = handmade_reads.written(hand, x, chunk=3)
     torch.testing.assert_close(during.mlp_out[0], expected, atol=1e-3, rtol=1e-3)
     undo()
     assert torch.equal(run_streams(model, tokens).mlp_out, before.mlp_out)
