@@ -130,6 +130,17 @@ def named_words(rules: list[Rule], slot: str, groups: WordGroups) -> list[set[in
     return found
 
 
+def lists_word(rule: Rule, slot: str, token: int, groups: WordGroups) -> bool:
+    """Whether a rule is raised by a token at a word slot, by itself or in a group of like words."""
+    numbers = dict(zip((group_slot(slot, level) for level in LEVELS), groups.of[:, token].tolist(), strict=True))
+    numbers[slot] = token
+    return any(
+        amount > 0 and group == numbers.get(term.slot)
+        for term in rule.terms
+        for group, amount in zip(term.groups, term.amounts, strict=True)
+    )
+
+
 def seen_before(
     story: Int[Tensor, " n"], token: Int[Tensor, " n"], target: Int[Tensor, " n"]
 ) -> Bool[Tensor, " n"]:

@@ -332,6 +332,11 @@ def test_rules_words_are_those_that_raise(groups, common):
     rule = Rule(0, 0.0, 1.0, (Term("token", (*three,), (1.0, 0.5, -1.0)), Term(spelled, (word,), (1.0,))))
     assert handmade_compare.named_words([rule], "token", groups) == [set(groups.of[0, three[:2]].tolist())]
     assert handmade_compare.named_words([rule], "previous", groups) == [{word}]
+    listed = [handmade_compare.lists_word(rule, "token", token, groups) for token in three]
+    assert listed == [True, True, False]
+    alike = on(groups.of[2, common[4]], slot=group_slot("token", LEVELS[2]))
+    assert handmade_compare.lists_word(alike, "token", int(common[4]), groups)
+    assert not handmade_compare.lists_word(alike, "previous", int(common[4]), groups)
 
 
 def test_seen_before_and_classes():
