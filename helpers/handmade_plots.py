@@ -43,7 +43,7 @@ def surgery_curve(
         axis.plot(sizes, values, style, label=name, markersize=4)
     for name, level in levels.items():
         axis.axhline(level, color="grey", linewidth=0.8, linestyle=(0, (4, 3)))
-        axis.annotate(name, (sizes[0], level), fontsize=8, color="grey", va="bottom")
+        axis.annotate(name, (sizes[-1], level), fontsize=8, color="grey", va="bottom", ha="right")
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.minorticks_off()
