@@ -141,3 +141,10 @@ def test_the_helpers_of_syntax_and_content_run(syntax):
 def test_the_helpers_of_syntax_and_content_fit_into_4_gib(syntax):
     print(f"peak memory {syntax['peak bytes'] / 2**30:.2f} GiB")
     assert syntax["peak bytes"] < 4 * 2**30
+
+
+def test_the_helpers_of_surgery_run_and_fit_into_4_gib(folder):
+    found = run("run_handmade.py", folder)
+    print(f"peak memory {found['peak bytes'] / 2**30:.2f} GiB")
+    assert found["finite"] and found["heads"] == 16
+    assert found["peak bytes"] < 4 * 2**30

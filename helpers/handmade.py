@@ -1,0 +1,205 @@
+"""Neurons made by hand from rules: what they read, what they write, and the loss with them in place.
+
+A handmade neuron is made from its rule alone; no weight and no activation of the neuron that it replaces is looked
+at. (The rule itself was found by looking at that neuron's activations on explore stories.)
+
+Source of the method: handmade neurons as in Curve Circuits (Cammarata et al., 2021).
+"""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.circuits import final_scale, residual_losses
+from helpers.contexts import Contexts
+from helpers.predicates import Coded
+from helpers.rule_scores import expected_words
+from helpers.rules import Rule, predictions
+from helpers.stories import CLASSES
+
+SCALES = (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 1.0)  # one of them, for all neurons, is chosen on explore
+CONTENT = tuple(CLASSES.index(name) for name in ("PROPN", "NOUN", "ADJ", "VERB"))
+OFTEN = 0.01  # share of all tokens above which a word is too common to be remembered
+
+
+class Unembedding:
+    """Directions of the residual stream that raise given logits and disturb likely tokens least.
+
+    The measure is the square of the change of logits, weighted by the tokens' shares of explore text.
+    """
+
+    def __init__(self, model: TransformerBridge, target: Int[Tensor, " n"]):
+        counts = torch.bincount(target, minlength=model.cfg.d_vocab).float() + 0.1
+        self.share, self.u = counts / counts.sum(), model.W_U
+        spread = (self.u * self.share) @ self.u.T
+        ridge = 1e-4 * spread.diagonal().mean() * torch.eye(len(spread))
+        self.inverse = torch.linalg.inv(spread + ridge)
+
+    def toward(self, lift: Float[Tensor, "k vocabulary"]) -> Float[Tensor, "k d_model"]:
+        """The directions whose logits come nearest to `lift` (least squares; nan counts as 0)."""
+        return ((torch.nan_to_num(lift) * self.share) @ self.u.T) @ self.inverse
+
+    def raising(self) -> Float[Tensor, "vocabulary d_model"]:
+        """For each token the direction that raises its logit by one and disturbs the others least."""
+        found = (self.inverse @ self.u).T
+        return found / (found * self.u.T).sum(1, keepdim=True).clamp(min=1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Writes:
+    """Output weights of handmade neurons, one row a neuron, before the common scale; `mean`: the rules' mean
+    predictions on explore, what a handmade neuron's activation is measured from."""
+
+    rows: Float[Tensor, "neuron d_model"]
+    mean: Float[Tensor, " neuron"]
+
+
+def hand_writes(
+    unembedding: Unembedding, rules: list[Rule], context: Contexts, coded: Coded, chunk: int = 256
+) -> Writes:
+    """Output weights from the rules: toward the words expected where a rule fires, over the height of its firing.
+
+    expected: `helpers.rule_scores.expected_words` on explore text (`coded`: its slots). Neurons whose rule has no term
+    write nothing.
+    """
+    rows, means = [], []
+    for start in range(0, len(rules), chunk):
+        fires = predictions(rules[start : start + chunk], coded)
+        mean = fires.mean(0)
+        height = (fires - mean).amax(0)
+        direction = unembedding.toward(expected_words(fires, context, len(unembedding.share)))
+        rows.append(torch.where(height[:, None] > 1e-6, direction / height.clamp(min=1e-6)[:, None], 0))
+        means.append(mean)
+    return Writes(torch.cat(rows), torch.cat(means))
+
+
+def choose_scale(
+    model: TransformerBridge,
+    base: Float[Tensor, "n d_model"],
+    write: Float[Tensor, "n d_model"],
+    target: Int[Tensor, " n"],
+    scales: tuple[float, ...] = SCALES,
+) -> float:
+    """The one of SCALES, times the final LayerNorm's divisor without the MLP, with the lowest loss."""
+    unit = final_scale(model, base).mean().item()
+    losses = {s * unit: residual_losses(model, base + s * unit * write, target).mean().item() for s in scales}
+    return min(losses, key=losses.get)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Positions of one split and what the model does there. base: the final residual stream with every neuron at its
+    explore mean; change: the neurons' activations less that mean."""
+
+    context: Contexts
+    base: Float[Tensor, "n d_model"]
+    change: Float[Tensor, "n neuron"]
+
+    @classmethod
+    def of(cls, model: TransformerBridge, gathered: tuple, means: Float[Tensor, " neuron"]) -> "Text":
+        """From `contexts.gather`'s answer, whose activations are changed in place (they are large)."""
+        context, activations, residual = gathered
+        change = activations.sub_(means)
+        return cls(context, residual - change @ model.W_out[0], change)
+
+    def without_change(self) -> "Text":
+        """The same without the neurons' activations, which are large."""
+        return dataclasses.replace(self, change=self.change[:0].clone())
+
+    def at(self, rows: Int[Tensor, " k"]) -> "Text":
+        """Some of the positions (only the context's target and story are cut with them)."""
+        context = dataclasses.replace(
+            self.context, target=self.context.target[rows], story=self.context.story[rows]
+        )
+        return Text(context, self.base[rows], self.change[rows])
+
+    def mixed_write(
+        self, model: TransformerBridge, replaced: Int[Tensor, " k"], hand: Float[Tensor, "n d_model"] | None
+    ) -> Float[Tensor, "n d_model"]:
+        """The MLP's write, less its mean, with some neurons replaced: `hand` is what the replacements write together
+        (None: they stay at their mean)."""
+        gone = self.change[:, replaced] @ model.W_out[0][replaced]
+        kept = self.change @ model.W_out[0] - gone
+        return kept if hand is None else kept + hand
+
+
+def losses(model: TransformerBridge, text: Text, write: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
+    """Loss at every position with that write in place of the MLP's."""
+    return residual_losses(model, text.base + write, text.context.target)
+
+
+def token_table(
+    explore: Contexts, change: Float[Tensor, "n neuron"], vocabulary: int
+) -> Float[Tensor, "vocabulary neuron"]:
+    """Each neuron's mean change given the current token, on explore (0 for tokens that do not come there)."""
+    sums = torch.zeros(vocabulary, change.shape[1]).index_add_(0, explore.token, change)
+    return sums / torch.bincount(explore.token, minlength=vocabulary).clamp(min=1)[:, None]
+
+
+def erasing(
+    model: TransformerBridge, token: Int[Tensor, " n"], share: Float[Tensor, " v"]
+) -> Float[Tensor, "n d_model"]:
+    """The rule "take back the current token": minus its embedding, measured from the average embedding."""
+    return -(model.W_E[token] - share @ model.W_E)
+
+
+def remembered(
+    context: Contexts, share: Float[Tensor, " v"], kinds: tuple[int, ...] = CONTENT
+) -> list[tuple[Tensor, Float[Tensor, "n v"]]]:
+    """For each story its positions, and which tokens stood there before: of some classes, rare, not the current one."""
+    found = []
+    for story in context.story.unique():
+        at = (context.story == story).nonzero()[:, 0]
+        token = context.token[at]
+        kept = torch.isin(context.tag[at], torch.tensor(kinds)) & (share[token] < OFTEN)
+        seen = torch.zeros(len(at), len(share))
+        seen[torch.arange(len(at))[kept], token[kept]] = 1
+        seen = (seen.cumsum(0) > 0).float()
+        seen[torch.arange(len(at)), token] = 0
+        found.append((at, seen))
+    return found
+
+
+def memory_gain(
+    model: TransformerBridge, text: Text, write: Float[Tensor, "n d_model"], share: Float[Tensor, " v"]
+) -> float:
+    """Log of how often a remembered token comes next over how often the model with that write expects one."""
+    came = hoped = 0.0
+    for at, seen in remembered(text.context, share):
+        chance = model.unembed(model.ln_final((text.base + write)[at][None]))[0].softmax(-1)
+        hoped += (seen * chance).sum().item()
+        came += seen.gather(1, text.context.target[at, None]).sum().item()
+    return float(torch.tensor((came + 1) / (hoped + 1)).log())
+
+
+def memory_write(
+    unembedding: Unembedding, context: Contexts, gain: float, scale: float
+) -> Float[Tensor, "n d_model"]:
+    """The rule "the story's words come again": every remembered token's logit raised by `gain` nats at that scale."""
+    write = torch.zeros(len(context.token), len(unembedding.u))
+    raising = unembedding.raising()
+    for at, seen in remembered(context, unembedding.share):
+        write[at] = gain * scale * (seen @ raising)
+    return write
+
+
+def bigram_write(
+    unembedding: Unembedding, explore: Contexts, token: Int[Tensor, " n"], prior: float = 20.0
+) -> Float[Tensor, "n d_model"]:
+    """No rules at all: at each position, toward the words that follow the current token on explore text, by the same
+    measure as `hand_writes` (0 for tokens that do not come there)."""
+    vocabulary, share = len(unembedding.share), unembedding.share
+    present = explore.token.unique()
+    number = torch.full((vocabulary,), -1).index_put((present,), torch.arange(len(present)))
+    rows = []
+    for part in torch.arange(len(present)).split(256):
+        mine = (number[explore.token] >= part[0]) & (number[explore.token] <= part[-1])
+        code = (number[explore.token[mine]] - part[0]) * vocabulary + explore.target[mine]
+        counts = torch.bincount(code, minlength=len(part) * vocabulary).view(len(part), vocabulary).float()
+        lift = (counts + prior * share) / (counts.sum(1, keepdim=True) + prior) / share
+        rows.append(unembedding.toward(lift.log()))
+    table = torch.cat([*rows, torch.zeros(1, len(unembedding.u))])
+    return table[number[token]]

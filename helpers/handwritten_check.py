@@ -1,0 +1,86 @@
+"""The handwritten model measured: its losses, what it misses, and what was planted in it."""
+
+import gc
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.circuits import residual_losses
+from helpers.corpus import Batch, walk
+from helpers.handwritten_heads import WORDS_BACK
+from helpers.handwritten_layout import RULES
+from helpers.handwritten_model import Written, save, write
+from helpers.loading import load_model
+from helpers.stories import CLASSES, EncodedStory, Story
+from helpers.tour import baseline_columns
+
+LOOKS = {"word before": 1, **WORDS_BACK}  # rules that a head follows by distance
+
+
+def build(
+    tables: dict[str, Tensor], rules: Iterable[str] = RULES, name: str = "handwritten"
+) -> tuple[TransformerBridge, Written]:
+    """Write a model into the cache folder and load it from there, as any other model is loaded."""
+    root = Path(os.environ.get("TINYSTORIES_CACHE") or Path(__file__).parents[1] / "cache")
+    written = write(tables, rules)
+    gc.collect()  # models that are no longer used hold cycles
+    return load_model(save(written, root / name)), written
+
+
+def rung(model: TransformerBridge, stories: Iterable[Story]) -> dict[str, Tensor]:
+    """Each scored position's story and loss, and the n-grams' losses."""
+    parts = []
+    for batch in walk(model, stories, positions=4096):
+        loss = residual_losses(model, batch.flat(batch.streams.resid_post), batch.target)
+        parts.append({"story": batch.story, "loss": loss, **baseline_columns(batch)})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def inside_quotes(
+    story: EncodedStory, opens: Int[Tensor, " k"], closes: Int[Tensor, " m"]
+) -> Bool[Tensor, " pos"]:
+    """Whether the latest quotation mark up to each position opened a quotation."""
+    turn = torch.isin(story.tokens, opens).long() - torch.isin(story.tokens, closes).long()
+    last = torch.where(turn != 0, torch.arange(len(turn)), 0).cummax(0).values
+    return turn[last] > 0
+
+
+@torch.no_grad()
+def counts_by_quotes(
+    model: TransformerBridge, stories: Iterable[Story], opens: Int[Tensor, " k"], closes: Int[Tensor, " m"]
+) -> tuple[Float[Tensor, "2 v"], Float[Tensor, "2 v"]]:
+    """How often each token comes next outside and inside quotes, and how often the model expects it there."""
+    came, hoped = torch.zeros(2, 2, model.cfg.d_vocab)
+    for batch in walk(model, stories, positions=4096):
+        state = torch.cat([inside_quotes(story, opens, closes)[:-1] for story in batch.encoded]).long()
+        came.index_put_((state, batch.target), torch.ones(len(state)), accumulate=True)
+        for i in torch.arange(len(state)).split(2048):
+            final = model.ln_final(batch.flat(batch.streams.resid_post)[i][None])
+            hoped.index_add_(0, state[i], model.unembed(final)[0].softmax(-1))
+    return came, hoped
+
+
+def planted_heads(written: Written) -> dict[str, Bool[Tensor, " head"]]:
+    """Which heads follow each rule."""
+    return {rule: torch.tensor([r == rule for r in written.head_rules]) for rule in (*LOOKS, "memory")}
+
+
+def planted_neurons(written: Written, rule: str) -> Int[Tensor, " k"]:
+    """The numbers of the neurons of a rule."""
+    return torch.tensor([j for j, r in enumerate(written.neuron_rules) if r == rule])
+
+
+def shuffled(tables: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The tables with the rows of some of them dealt to other tokens."""
+    order = torch.randperm(len(tables["out"]), generator=torch.Generator().manual_seed(0))
+    return tables | {name: tables[name][order] for name in names}
+
+
+def next_class(batch: Batch) -> Int[Tensor, " n"]:
+    """Class (number in CLASSES) of the next token, or -1."""
+    return batch.next_tags("universal", CLASSES)
