@@ -7,6 +7,7 @@ Source of the method: handmade neurons as in Curve Circuits (Cammarata et al., 2
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -148,9 +149,8 @@ def erasing(
 
 def remembered(
     context: Contexts, share: Float[Tensor, " v"], kinds: tuple[int, ...] = CONTENT
-) -> list[tuple[Tensor, Float[Tensor, "n v"]]]:
+) -> Iterator[tuple[Tensor, Float[Tensor, "n v"]]]:
     """For each story its positions, and which tokens stood there before: of some classes, rare, not the current one."""
-    found = []
     for story in context.story.unique():
         at = (context.story == story).nonzero()[:, 0]
         token = context.token[at]
@@ -159,8 +159,7 @@ def remembered(
         seen[torch.arange(len(at))[kept], token[kept]] = 1
         seen = (seen.cumsum(0) > 0).float()
         seen[torch.arange(len(at)), token] = 0
-        found.append((at, seen))
-    return found
+        yield at, seen
 
 
 def memory_gain(

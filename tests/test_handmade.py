@@ -144,7 +144,7 @@ def test_erasing_takes_back_the_embedding(model, unembedding):
 
 
 def test_remembered_tokens_stood_before_and_are_rare_words_of_the_classes(text, unembedding):
-    for at, seen in handmade.remembered(text.context, unembedding.share)[:2]:
+    for at, seen in list(handmade.remembered(text.context, unembedding.share))[:2]:
         token = text.context.token[at]
         assert seen[0].sum() == 0 and seen[torch.arange(len(at)), token].sum() == 0
         last = seen[-1].nonzero()[:, 0]
@@ -156,7 +156,7 @@ def test_memory_pays_where_words_return(model, text, unembedding):
     nothing = torch.zeros_like(text.base)
     gain = handmade.memory_gain(model, text, nothing, unembedding.share)
     write = handmade.memory_write(unembedding, text.context, 2.0, 1.0)
-    at, seen = handmade.remembered(text.context, unembedding.share)[0]
+    at, seen = next(handmade.remembered(text.context, unembedding.share))
     logits = write[at[-1]] @ model.W_U
     assert gain > 0 and logits[seen[-1].bool()].mean() > logits.mean() + 1
 

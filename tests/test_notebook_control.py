@@ -14,7 +14,11 @@ from helpers.stories import STORIES
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 EXACT = 1e-3  # a finding that an error is at most so small is an identity, true of every model
-TIED = "Read straight out"  # true of every model whose unembedding is its embedding, trained or not
+ELSEWHERE = (  # claims that are not about the studied model's training, and hold whatever it is
+    "Read straight out",  # of every model whose unembedding is its embedding
+    "A model written by hand", "The detector of heads", "Rules proposed for planted",  # of the handwritten model
+    "Spelling rare pieces", "Knowing whether someone", "With the missing rules",
+)  # fmt: skip
 RUN = "import sys; from pathlib import Path; from helpers.report import execute; execute(Path(sys.argv[1]))"
 
 
@@ -35,6 +39,6 @@ def test_on_the_random_twin_a_notebook_runs_through_and_its_findings_fail(notebo
     (file,) = tmp_path.rglob(f"findings/{notebook}.json")
     rows = json.loads(file.read_text(encoding="utf-8"))["findings"]
     claims = [row for row in rows if row["comparison"] == "at least" or row["threshold"] > EXACT]
-    claims = [row for row in claims if not row["sentence"].startswith(TIED)]
+    claims = [row for row in claims if not row["sentence"].startswith(ELSEWHERE)]
     assert len(claims) >= 5
     assert [row["sentence"] for row in claims if row["verdict"] == "holds"] == []
