@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
-from helpers.circuits import block_attention, head_writes, mlp_write
+from helpers.circuits import block_attention, mlp_write
 from helpers.comeback_sources import GENDERED, HER, KINDS, batch_sources, classes_of, gender_sources
 from helpers.corpus import Batch, walk
 from helpers.estimates import StoryTable
-from helpers.head_edits import elsewhere, losses_with_outputs, only_head, values_replaced
+from helpers.head_edits import elsewhere, losses_with_outputs, mid_with_outputs, only_head, values_replaced
 from helpers.stories import Story
 
 
@@ -77,7 +77,7 @@ def comeback_table(
 
 def batch_with_targets(batch: Batch, target: Int[Tensor, " n"]) -> Batch:
     """The batch with other next tokens to be scored."""
-    return Batch(batch.encoded, batch.story, batch.row, batch.pos, batch.token, target, batch.streams)
+    return dataclasses.replace(batch, target=target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _first_choices(
     model: TransformerBridge, batch: Batch, z: Tensor
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """The likeliest next token and its probability at every scored position, with other head outputs."""
-    mid = batch.flat(batch.streams.resid_mid) + head_writes(model, batch.flat(z - batch.streams.z)).sum(-2)
+    mid = mid_with_outputs(model, batch, z)
     final = mid + mlp_write(model, mid)
     best = [model.unembed(model.ln_final(part[None]))[0].softmax(-1).max(-1) for part in final.split(64)]
     return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])

@@ -11,12 +11,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.circuits import residual_losses
-from helpers.corpus import Batch, walk
+from helpers.corpus import walk
 from helpers.handwritten_heads import WORDS_BACK
 from helpers.handwritten_layout import RULES
 from helpers.handwritten_model import Written, save, write
 from helpers.loading import load_model
-from helpers.stories import CLASSES, EncodedStory, Story
+from helpers.stories import EncodedStory, Story
 from helpers.tour import baseline_columns
 
 LOOKS = {"word before": 1, **WORDS_BACK}  # rules that a head follows by distance
@@ -79,8 +79,3 @@ def shuffled(tables: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tenso
     """The tables with the rows of some of them dealt to other tokens."""
     order = torch.randperm(len(tables["out"]), generator=torch.Generator().manual_seed(0))
     return tables | {name: tables[name][order] for name in names}
-
-
-def next_class(batch: Batch) -> Int[Tensor, " n"]:
-    """Class (number in CLASSES) of the next token, or -1."""
-    return batch.next_tags("universal", CLASSES)

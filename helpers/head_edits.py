@@ -26,13 +26,20 @@ def pattern_outputs(
     return torch.einsum("shqk,skhd->sqhd", pattern, v)
 
 
+def mid_with_outputs(
+    model: TransformerBridge, batch: Batch, z: Float[Tensor, "story pos head d_head"]
+) -> Float[Tensor, "n d_model"]:
+    """The residual stream that the MLP reads at every scored position, with other head outputs."""
+    change = head_writes(model, batch.flat(z - batch.streams.z)).sum(-2)
+    return batch.flat(batch.streams.resid_mid) + change
+
+
 @torch.inference_mode()
 def losses_with_outputs(
     model: TransformerBridge, batch: Batch, z: Float[Tensor, "story pos head d_head"]
 ) -> Float[Tensor, " n"]:
     """Next-token loss (nats) at every scored position with other head outputs."""
-    change = head_writes(model, batch.flat(z - batch.streams.z)).sum(-2)
-    mid = batch.flat(batch.streams.resid_mid) + change
+    mid = mid_with_outputs(model, batch, z)
     return residual_losses(model, mid + mlp_write(model, mid), batch.target)
 
 

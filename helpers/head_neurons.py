@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.circuits import head_writes
 from helpers.corpus import Batch
 from helpers.estimates import StoryTable
-from helpers.head_edits import elsewhere, values_replaced
+from helpers.head_edits import elsewhere, mid_with_outputs, values_replaced
 
 BIAS = "biases"
 DEAF = 0.5  # a neuron is deaf without attention whose activation changes by this share of its variance
@@ -179,7 +179,7 @@ def firing_without(
         }
         columns = {}
         for side, z in outputs.items():
-            mid = batch.flat(streams.resid_mid)[at] + head_writes(model, batch.flat(z - streams.z)[at]).sum(-2)
+            mid = mid_with_outputs(model, batch.chosen(at), z)
             read = mid / read_scale(model, mid)
             for group, neurons in groups.items():
                 pre = read @ read_directions(model, neurons) + model.b_in[0][neurons]

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.circuits import block_attention, head_writes, mlp_write
+from helpers.circuits import block_attention, mlp_write
 from helpers.corpus import Batch, walk
-from helpers.head_edits import elsewhere
+from helpers.head_edits import elsewhere, mid_with_outputs
 from helpers.skip_trigrams import Rule
 from helpers.stories import Story
 
@@ -109,8 +109,7 @@ def _log_probabilities(
     chunk_bytes: int = 2**24,
 ) -> Float[Tensor, "k out"]:
     """Log-probabilities of the outputs at some scored positions, under given head outputs."""
-    change = head_writes(model, batch.flat(z)[at] - batch.flat(batch.streams.z)[at]).sum(-2)
-    mid = batch.flat(batch.streams.resid_mid)[at] + change
+    mid = mid_with_outputs(model, batch.chosen(at), z)
     final = mid + mlp_write(model, mid)
     chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))
     parts = [model.unembed(model.ln_final(r[None]))[0].log_softmax(-1)[:, outputs] for r in final.split(chunk)]
