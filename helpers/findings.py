@@ -57,6 +57,19 @@ class Finding:
         """The verdict in words: `not shown` is a near miss, which the interval leaves open."""
         return "holds" if self.holds else "not shown" if self.near else "does not hold"
 
+    @property
+    def reason(self) -> str:
+        """Why the claim does not hold: the value misses, the interval spans the threshold, or the control passes too."""
+        if self.holds:
+            return ""
+        passes = COMPARISONS[self.comparison]
+        if not passes(self.value, self.threshold):
+            missed = "the value misses the threshold"
+            return f"{missed}, which lies in its interval" if self.near else missed
+        if passes(self.control, self.threshold):
+            return "the control passes the threshold too"
+        return "the interval reaches past the threshold"
+
     def number(self, value: float) -> str:
         """A value rounded for print, with its unit."""
         rounded = f"{value:.{self.digits}f}"
@@ -68,7 +81,7 @@ class Finding:
         return (
             f"**Finding, {self.verdict}:** {self.sentence} Measured on {self.split}: **{self.number(self.value)}**"
             f"{interval}; threshold: {self.comparison} {self.number(self.threshold)}; "
-            f"control ({self.control_name}): {self.number(self.control)}."
+            f"control ({self.control_name}): {self.number(self.control)}{f' ({self.reason})' if self.reason else ''}."
         )
 
     def __repr__(self) -> str:
@@ -81,7 +94,7 @@ class Finding:
             fields[key] = round(fields[key], self.digits)
         if self.interval:
             fields["interval"] = [round(end, self.digits) for end in self.interval]
-        return fields | {"verdict": self.verdict}
+        return fields | {"verdict": self.verdict} | ({"reason": self.reason} if self.reason else {})
 
 
 class Findings:
@@ -134,5 +147,5 @@ class Findings:
             row.number(row.value),
             f"{row.comparison} {row.number(row.threshold)}",
             control,
-            row.verdict,
+            f"{row.verdict}: {row.reason}" if row.reason else row.verdict,
         )

@@ -16,9 +16,14 @@ def findings_table(folder: Path) -> str:
             asked, against = f"{row['comparison']} {threshold}", f"{control} ({row['control_name']})"
             measured = f"{value} {row['unit']}".strip()
             lines.append(
-                f"| {data['notebook'][:2]} | {row['sentence']} | **{measured}** | {asked} | {against} | {row['verdict']} |"
+                f"| {data['notebook'][:2]} | {row['sentence']} | **{measured}** | {asked} | {against} | {_verdict(row)} |"
             )
     return "\n".join(lines)
+
+
+def _verdict(row: dict) -> str:
+    """A verdict, and why, where a claim does not hold."""
+    return f"{row['verdict']}: {row['reason']}" if row.get("reason") else row["verdict"]
 
 
 def answers(folder: Path) -> str:

@@ -7,7 +7,6 @@ Source of the method: handmade neurons as in Curve Circuits (Cammarata et al., 2
 """
 
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -17,13 +16,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.circuits import final_scale, residual_losses
 from helpers.contexts import Contexts
 from helpers.predicates import Coded
-from helpers.rule_scores import expected_words
+from helpers.rule_scores import expected_words, explained
 from helpers.rules import Rule, predictions
-from helpers.stories import CLASSES
 
-SCALES = (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 1.0)  # one of them, for all neurons, is chosen on explore
-CONTENT = tuple(CLASSES.index(name) for name in ("PROPN", "NOUN", "ADJ", "VERB"))
-OFTEN = 0.01  # share of all tokens above which a word is too common to be remembered
+SCALES = (0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 1.0, 2.0, 4.0)  # one of them, for all neurons, is chosen on explore
 
 
 class Unembedding:
@@ -132,73 +128,44 @@ def losses(model: TransformerBridge, text: Text, write: Float[Tensor, "n d_model
     return residual_losses(model, text.base + write, text.context.target)
 
 
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """What rules together write at every position, one tensor a way of writing; their firings, less their means, at
+    some of the positions; the share of each neuron's variance that they predict (empty if not asked for)."""
+
+    wrote: list[Float[Tensor, "n d_model"]]
+    fired: Float[Tensor, "k neuron"]
+    explained: Float[Tensor, " neuron"]
+
+
+def speak(
+    rules: list[Rule],
+    coded: Coded,
+    mean: Float[Tensor, " neuron"],
+    outputs: list[Float[Tensor, "neuron d_model"]],
+    rows: Int[Tensor, " k"],
+    change: Float[Tensor, "n neuron"] | None = None,
+    chunk: int = 64,
+) -> Spoken:
+    """Evaluate rules on text, a few at a time: nothing of text times neurons is held but the firings at `rows`.
+
+    outputs: output weights, a row a rule; each is one way of writing. change: the original neurons' activations less
+    their mean, to compare with.
+    """
+    wrote, fired, share = [torch.zeros(1) for _ in outputs], [], []
+    for start in range(0, len(rules), chunk):
+        part = slice(start, start + chunk)
+        fires = predictions(rules[part], coded).sub_(mean[part])
+        wrote = [total + fires @ output[part] for total, output in zip(wrote, outputs, strict=True)]
+        fired.append(fires[rows])
+        if change is not None:
+            share.append(explained(fires, change[:, part]))
+    return Spoken(wrote, torch.cat(fired, 1), torch.cat(share) if share else torch.zeros(0))
+
+
 def token_table(
     explore: Contexts, change: Float[Tensor, "n neuron"], vocabulary: int
 ) -> Float[Tensor, "vocabulary neuron"]:
     """Each neuron's mean change given the current token, on explore (0 for tokens that do not come there)."""
     sums = torch.zeros(vocabulary, change.shape[1]).index_add_(0, explore.token, change)
     return sums / torch.bincount(explore.token, minlength=vocabulary).clamp(min=1)[:, None]
-
-
-def erasing(
-    model: TransformerBridge, token: Int[Tensor, " n"], share: Float[Tensor, " v"]
-) -> Float[Tensor, "n d_model"]:
-    """The rule "take back the current token": minus its embedding, measured from the average embedding."""
-    return -(model.W_E[token] - share @ model.W_E)
-
-
-def remembered(
-    context: Contexts, share: Float[Tensor, " v"], kinds: tuple[int, ...] = CONTENT
-) -> Iterator[tuple[Tensor, Float[Tensor, "n v"]]]:
-    """For each story its positions, and which tokens stood there before: of some classes, rare, not the current one."""
-    for story in context.story.unique():
-        at = (context.story == story).nonzero()[:, 0]
-        token = context.token[at]
-        kept = torch.isin(context.tag[at], torch.tensor(kinds)) & (share[token] < OFTEN)
-        seen = torch.zeros(len(at), len(share))
-        seen[torch.arange(len(at))[kept], token[kept]] = 1
-        seen = (seen.cumsum(0) > 0).float()
-        seen[torch.arange(len(at)), token] = 0
-        yield at, seen
-
-
-def memory_gain(
-    model: TransformerBridge, text: Text, write: Float[Tensor, "n d_model"], share: Float[Tensor, " v"]
-) -> float:
-    """Log of how often a remembered token comes next over how often the model with that write expects one."""
-    came = hoped = 0.0
-    for at, seen in remembered(text.context, share):
-        chance = model.unembed(model.ln_final((text.base + write)[at][None]))[0].softmax(-1)
-        hoped += (seen * chance).sum().item()
-        came += seen.gather(1, text.context.target[at, None]).sum().item()
-    return float(torch.tensor((came + 1) / (hoped + 1)).log())
-
-
-def memory_write(
-    unembedding: Unembedding, context: Contexts, gain: float, scale: float
-) -> Float[Tensor, "n d_model"]:
-    """The rule "the story's words come again": every remembered token's logit raised by `gain` nats at that scale."""
-    write = torch.zeros(len(context.token), len(unembedding.u))
-    raising = unembedding.raising()
-    for at, seen in remembered(context, unembedding.share):
-        write[at] = gain * scale * (seen @ raising)
-    return write
-
-
-def bigram_write(
-    unembedding: Unembedding, explore: Contexts, token: Int[Tensor, " n"], prior: float = 20.0
-) -> Float[Tensor, "n d_model"]:
-    """No rules at all: at each position, toward the words that follow the current token on explore text, by the same
-    measure as `hand_writes` (0 for tokens that do not come there)."""
-    vocabulary, share = len(unembedding.share), unembedding.share
-    present = explore.token.unique()
-    number = torch.full((vocabulary,), -1).index_put((present,), torch.arange(len(present)))
-    rows = []
-    for part in torch.arange(len(present)).split(256):
-        mine = (number[explore.token] >= part[0]) & (number[explore.token] <= part[-1])
-        code = (number[explore.token[mine]] - part[0]) * vocabulary + explore.target[mine]
-        counts = torch.bincount(code, minlength=len(part) * vocabulary).view(len(part), vocabulary).float()
-        lift = (counts + prior * share) / (counts.sum(1, keepdim=True) + prior) / share
-        rows.append(unembedding.toward(lift.log()))
-    table = torch.cat([*rows, torch.zeros(1, len(unembedding.u))])
-    return table[number[token]]

@@ -1,7 +1,6 @@
 """Handmade components beside the ones they replace, and detectors beside what was planted."""
 
 import dataclasses
-from collections.abc import Callable
 
 import pandas as pd
 import torch
@@ -9,7 +8,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.contexts import Contexts
 from helpers.corpus import run_streams
 from helpers.estimates import Estimate, bootstrap
 from helpers.findings import Finding
@@ -17,7 +15,6 @@ from helpers.handmade_reads import Installed, read_input
 from helpers.library import Entry, Evidence
 from helpers.predicates import LEVELS, WordGroups, group_slot
 from helpers.rules import Rule
-from helpers.stories import CLASSES
 from helpers.writes import logit_writes
 
 
@@ -67,13 +64,35 @@ def cosine(a: Float[Tensor, "k d"], b: Float[Tensor, "k d"]) -> Float[Tensor, " 
     return correlation(a.T, b.T)
 
 
+def share_of(story: Int[Tensor, " n"], part: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Estimate:
+    """Sum of one column over the sum of another, resampling stories."""
+    width = int(story.max()) + 1
+    return bootstrap(*(torch.zeros(width).double().index_add_(0, story, x.double()) for x in (part, total)))
+
+
+def story_mean(story: Int[Tensor, " n"], values: Float[Tensor, " n"]) -> Estimate:
+    """Mean over positions, with an interval over stories."""
+    return share_of(story, values, torch.ones(len(story)))
+
+
 def recovered(
     story: Int[Tensor, " n"], loss: Float[Tensor, " n"], floor: Float[Tensor, " n"], whole: Float[Tensor, " n"]
 ) -> Estimate:
     """Share of what the floor loses against the whole model that a replacement recovers, resampling stories."""
-    width = int(story.max()) + 1
-    sums = [torch.zeros(width).double().index_add_(0, story, x.double()) for x in (floor - loss, floor - whole)]
-    return bootstrap(*sums)
+    return share_of(story, floor - loss, floor - whole)
+
+
+def recovered_table(
+    loss: dict[str, Float[Tensor, " n"]], share: dict[str, Estimate], above: dict[str, Estimate]
+) -> str:
+    """Replacements of the MLP as a Markdown table, the worst first."""
+    head = "| in place of the MLP | loss | of mean ablation's cost recovered | of what the table leaves |"
+    rows = [
+        f"| {name} | {values.mean():.2f} | {share[name].mean:.0%} ({share[name].low:.0%} to {share[name].high:.0%}) "
+        f"| {above[name].mean:.0%} ({above[name].low:.0%} to {above[name].high:.0%}) |"
+        for name, values in sorted(loss.items(), key=lambda item: -item[1].mean())
+    ]
+    return "\n".join([head, "|---|---|---|---|", *rows])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,65 +158,6 @@ def lists_word(rule: Rule, slot: str, token: int, groups: WordGroups) -> bool:
         for term in rule.terms
         for group, amount in zip(term.groups, term.amounts, strict=True)
     )
-
-
-def seen_before(
-    story: Int[Tensor, " n"], token: Int[Tensor, " n"], target: Int[Tensor, " n"]
-) -> Bool[Tensor, " n"]:
-    """Where the next token has stood in the same story up to here."""
-    seen = torch.zeros(len(story), dtype=torch.bool)
-    for number in story.unique():
-        at = (story == number).nonzero()[:, 0]
-        seen[at] = (target[at][:, None] == token[at]).tril().any(1)
-    return seen
-
-
-def by_class(
-    classes: Int[Tensor, " n"], seen: Bool[Tensor, " n"], values: list[Float[Tensor, " n"]], least: float = 0.01
-) -> dict[str, list[float]]:
-    """Means of some columns by class of the next token and whether it was seen before, for groups of at least that
-    share of all positions."""
-    rows = {}
-    for c, name in enumerate(CLASSES):
-        for again in (False, True):
-            here = (classes == c) & (seen == again)
-            if here.float().mean() >= least:
-                rows[f"{name}, {'seen' if again else 'new'}"] = [column[here].mean().item() for column in values]
-    return rows
-
-
-def kinds_of_words(classes: Int[Tensor, " n"], seen: Bool[Tensor, " n"]) -> dict[str, Bool[Tensor, " n"]]:
-    """A coarse division of positions by what comes next."""
-
-    def among(*names: str) -> Bool[Tensor, " n"]:
-        return torch.isin(classes, torch.tensor([CLASSES.index(name) for name in names]))
-
-    things = among("NOUN", "PROPN")
-    kinds = {"names and things seen before": things & seen, "names and things that are new": things & ~seen}
-    kinds |= {"verbs": among("VERB", "AUX"), "marks and line breaks": among("PUNCT", "SPACE")}
-    return kinds | {"all others": ~torch.stack(list(kinds.values())).any(0)}
-
-
-def story_mean(story: Int[Tensor, " n"], values: Float[Tensor, " n"]) -> Estimate:
-    """Mean over positions, with an interval over stories."""
-    width = int(story.max()) + 1
-    return bootstrap(
-        *(torch.zeros(width).double().index_add_(0, story, x.double()) for x in (values, torch.ones(len(story))))
-    )
-
-
-def examples(
-    context: Contexts, losses: tuple[Tensor, Tensor], where: Int[Tensor, " k"], decode: Callable[[int], str]
-) -> list[str]:
-    """Rows of a table: the ten tokens up to a position, the next one, and two losses there."""
-    rows = []
-    for i in where.tolist():
-        start = max(int((context.story == context.story[i]).nonzero()[0]), i - 9)
-        before = "".join(decode(t) for t in context.token[start : i + 1].tolist()).replace("␣", " ")
-        rows.append(
-            f"| …{before} | **{decode(int(context.target[i]))}** | {losses[0][i]:.1f} | {losses[1][i]:.1f} |"
-        )
-    return rows
 
 
 def with_surgery(entry: Entry, proof: Finding) -> Entry:

@@ -33,22 +33,23 @@ def ladder(rungs: dict[str, Estimate], kinds: dict[str, str], title: str) -> Fig
     return figure
 
 
-def surgery_curve(
-    sizes: list[int], lines: dict[str, list[float]], levels: dict[str, float], title: str, x_label: str
-) -> Figure:
-    """Loss against the number of components replaced, one line a way of replacing, with levels to read it by."""
+def given_back(sizes: list[int], lines: dict[str, list[Estimate]], title: str, x_label: str) -> Figure:
+    """Share of the cost of removal that ways of replacing give back, against the number of components replaced, with
+    intervals; 0 is removal and 1 the components themselves. A line may end before the last size."""
     figure, (axis,) = new_axes(8.5, 4.4)
     styles = ["-o", "-s", "--^", ":v", "-.d"]
     for (name, values), style in zip(lines.items(), styles, strict=False):
-        axis.plot(sizes, values, style, label=name, markersize=4)
-    for name, level in levels.items():
-        axis.axhline(level, color="grey", linewidth=0.8, linestyle=(0, (4, 3)))
-        axis.annotate(name, (sizes[-1], level), fontsize=8, color="grey", va="bottom", ha="right")
+        x = sizes[: len(values)]
+        (line,) = axis.plot(x, [value.mean for value in values], style, label=name, markersize=4)
+        axis.fill_between(
+            x, [v.low for v in values], [v.high for v in values], color=line.get_color(), alpha=0.15, linewidth=0
+        )
+    axis.axhline(0, color="grey", linewidth=0.8)
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.minorticks_off()
     axis.set_xlabel(x_label)
-    axis.set_ylabel("nats a token")
+    axis.set_ylabel("share of the cost given back")
     axis.set_title(title)
     axis.legend(fontsize=8, frameon=False)
     return figure

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.circuits import residual_losses
 from helpers.corpus import walk
+from helpers.handwritten_counts import BACK
 from helpers.handwritten_heads import WORDS_BACK
 from helpers.handwritten_layout import RULES
 from helpers.handwritten_model import Written, save, write
@@ -19,6 +20,16 @@ from helpers.loading import load_model
 from helpers.stories import EncodedStory, Story
 from helpers.tour import baseline_columns
 
+# tables of what is said for a reason that is not the current word
+OF_CONTEXT = (
+    "before codes",
+    "class pairs",
+    "pair says",
+    "loud quoted",
+    "topic map",
+    "memory gain",
+    *(f"{k} back map" for k in BACK),
+)
 LOOKS = {"word before": 1, **WORDS_BACK}  # rules that a head follows by distance
 
 
@@ -76,6 +87,8 @@ def planted_neurons(written: Written, rule: str) -> Int[Tensor, " k"]:
 
 
 def shuffled(tables: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The tables with the rows of some of them dealt to other tokens."""
-    order = torch.randperm(len(tables["out"]), generator=torch.Generator().manual_seed(0))
-    return tables | {name: tables[name][order] for name in names}
+    """The tables with the rows of some of them dealt at random among the rows."""
+    generator, dealt = torch.Generator().manual_seed(0), {}
+    for name in names:
+        dealt[name] = tables[name][torch.randperm(len(tables[name]), generator=generator)]
+    return tables | dealt

@@ -50,6 +50,22 @@ def test_a_finding_prints_its_verdict_its_numbers_and_what_was_asked():
     assert "does not hold" in finding(0.1)._repr_markdown_()
 
 
+@pytest.mark.parametrize(
+    "value, changes, reason",
+    [
+        (0.6, {}, ""),
+        (0.4, {}, "the value misses the threshold"),
+        (0.4, {"interval": (0.3, 0.6)}, "the value misses the threshold, which lies in its interval"),
+        (0.6, {"interval": (0.4, 0.8)}, "the interval reaches past the threshold"),
+        (0.6, {"control": 0.7}, "the control passes the threshold too"),
+    ],
+)
+def test_a_claim_that_does_not_hold_says_why(value, changes, reason):
+    found = finding(value, **changes)
+    assert found.reason == reason
+    assert (reason in repr(found)) and ("reason" in found.record()) == bool(reason)
+
+
 def test_digits_round_what_is_printed_and_stored_but_not_what_decides():
     found = finding(0.4999, digits=1)
     assert "**0.5 nats**" in repr(found)
@@ -83,6 +99,7 @@ def test_findings_are_saved_as_json(tmp_path):
     assert stored["findings"][0] == {
         "sentence": "Größer.", "value": 0.12, "unit": "nats", "comparison": "at least", "threshold": 0.5,
         "control": 0.1, "control_name": "twin", "split": "confirm", "interval": None, "digits": 2, "verdict": "does not hold",
+        "reason": "the value misses the threshold",
     }  # fmt: skip
 
 
