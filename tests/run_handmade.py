@@ -6,8 +6,17 @@ import sys
 
 import torch
 
-from helpers import handmade, handmade_compare, handmade_heads, handmade_reads, load_model, load_stories
+from helpers import (
+    handmade,
+    handmade_compare,
+    handmade_heads,
+    handmade_mechanisms,
+    handmade_reads,
+    load_model,
+    load_stories,
+)
 from helpers.contexts import contexts, gather
+from helpers.handmade_controls import about_other_words
 from helpers.predicates import coded_slots, word_groups
 from helpers.rule_fitting import Slots, propose
 from helpers.rules import Rule, predictions
@@ -28,9 +37,13 @@ def main(folder: str) -> dict:
     unembedding = handmade.Unembedding(model, text.context.target)
     writes = handmade.hand_writes(unembedding, found, text.context, coded)
     fires = predictions(found, coded) - writes.mean
-    write = fires @ writes.rows + handmade.erasing(model, text.context.token, unembedding.share)
-    gain = handmade.memory_gain(model, text, write, unembedding.share)
-    loss = handmade.losses(model, text, write + handmade.memory_write(unembedding, text.context, gain, 1.0))
+    write = fires @ writes.rows + handmade_mechanisms.erasing(model, text.context.token, unembedding.share)
+    gain = handmade_mechanisms.memory_gain(model, text, write, unembedding.share)
+    loss = handmade.losses(
+        model, text, write + handmade_mechanisms.memory_write(unembedding, text.context, gain, 1.0)
+    )
+    phrases = handmade_mechanisms.phrase_table(model, unembedding, text, write)
+    other = handmade.hand_writes(unembedding, about_other_words(found[:8], coded), text.context, coded)
     stream = handmade_reads.measure_stream(model, stories, text.context)
     reads = handmade_reads.read_weights(model, found, stream, groups, coded)
     bias = means @ model.W_out[0] + model.blocks[0].mlp.b_out
@@ -49,7 +62,7 @@ def main(folder: str) -> dict:
     agree, _ = handmade_compare.write_agreement(model, writes.rows, known)
     own, made = handmade_compare.on_stimuli(model, hand, known.nonzero()[:8, 0])
     unit = 1 if sys.platform == "darwin" else 1024
-    values = [loss, reads.covered, off.rows, agree, own, made, *cut.values()]
+    values = [loss, phrases[1], other.rows, reads.covered, off.rows, agree, own, made, *cut.values()]
     return {
         "finite": all(bool(value.isfinite().all()) for value in values),
         "heads": len(programs.chosen),

@@ -5,12 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from helpers import handmade, handmade_compare, handmade_heads, handmade_plots, handmade_reads
+from helpers import handmade, handmade_compare, handmade_heads, handmade_mechanisms, handmade_plots, handmade_reads
 from helpers.circuits import residual_losses
 from helpers.contexts import gather
 from helpers.corpus import run_streams, walk
 from helpers.estimates import Estimate
-from helpers.ledger import decoder
 from helpers.predicates import LEVELS, PENN_TAGS, coded_slots, group_slot, word_groups
 from helpers.rule_fitting import Slots, propose
 from helpers.rules import Rule, Term, predictions
@@ -138,25 +137,25 @@ def test_a_token_table_is_the_mean_given_the_token(text, model, common):
 
 def test_erasing_takes_back_the_embedding(model, unembedding):
     token = torch.tensor([300, 400])
-    change = handmade.erasing(model, token, unembedding.share)
+    change = handmade_mechanisms.erasing(model, token, unembedding.share)
     average = unembedding.share @ model.W_E
     torch.testing.assert_close(model.W_E[token] + change, average.expand(2, -1), atol=1e-5, rtol=0)
 
 
 def test_remembered_tokens_stood_before_and_are_rare_words_of_the_classes(text, unembedding):
-    for at, seen in list(handmade.remembered(text.context, unembedding.share))[:2]:
+    for at, seen in list(handmade_mechanisms.remembered(text.context, unembedding.share))[:2]:
         token = text.context.token[at]
         assert seen[0].sum() == 0 and seen[torch.arange(len(at)), token].sum() == 0
         last = seen[-1].nonzero()[:, 0]
-        assert torch.isin(last, token).all() and (unembedding.share[last] < handmade.OFTEN).all()
+        assert torch.isin(last, token).all() and (unembedding.share[last] < handmade_mechanisms.OFTEN).all()
         assert (seen.diff(dim=0) >= 0).float().mean() > 0.99  # remembered words stay, but for the current one
 
 
 def test_memory_pays_where_words_return(model, text, unembedding):
     nothing = torch.zeros_like(text.base)
-    gain = handmade.memory_gain(model, text, nothing, unembedding.share)
-    write = handmade.memory_write(unembedding, text.context, 2.0, 1.0)
-    at, seen = next(handmade.remembered(text.context, unembedding.share))
+    gain = handmade_mechanisms.memory_gain(model, text, nothing, unembedding.share)
+    write = handmade_mechanisms.memory_write(unembedding, text.context, 2.0, 1.0)
+    at, seen = next(handmade_mechanisms.remembered(text.context, unembedding.share))
     logits = write[at[-1]] @ model.W_U
     assert gain > 0 and logits[seen[-1].bool()].mean() > logits.mean() + 1
 
@@ -339,23 +338,6 @@ def test_rules_words_are_those_that_raise(groups, common):
     assert not handmade_compare.lists_word(alike, "previous", int(common[4]), groups)
 
 
-def test_seen_before_and_classes():
-    story, token, target = torch.tensor([0, 0, 0, 1]), torch.tensor([5, 6, 7, 5]), torch.tensor([6, 5, 9, 5])
-    seen = handmade_compare.seen_before(story, token, target)
-    assert seen.tolist() == [False, True, False, True]
-    kinds = torch.tensor([0, 0, 3, 3])
-    rows = handmade_compare.by_class(kinds, seen, [torch.tensor([1.0, 2.0, 3.0, 4.0])])
-    assert rows == {"NOUN, new": [1.0], "NOUN, seen": [2.0], "VERB, new": [3.0], "VERB, seen": [4.0]}
-    parts = handmade_compare.kinds_of_words(kinds, seen)
-    assert torch.stack(list(parts.values())).sum(0).tolist() == [1] * 4
-
-
-def test_examples_are_rows_of_a_table(model, text):
-    loss = torch.arange(len(text.context.token)).float()
-    rows = handmade_compare.examples(text.context, (loss, loss), torch.tensor([4]), decoder(model.tokenizer))
-    assert len(rows) == 1 and rows[0].count("|") == 5 and "4.0" in rows[0]
-
-
 def test_stimuli_are_stories_of_one_token(model, stream, groups, coded, common):
     rules = [on(common[0])] * model.cfg.d_mlp
     reads = handmade_reads.read_weights(model, rules, stream, groups, coded)
@@ -385,13 +367,15 @@ def test_rules_proposed_for_neurons_can_be_made_by_hand(model, gathered, text, g
 def test_figures_are_closed():
     estimate = Estimate(2.0, 1.9, 2.1)
     ladder = handmade_plots.ladder({"a": estimate, "b": estimate}, {"b": "baseline"}, "t")
-    curve = handmade_plots.surgery_curve([16, 32], {"hand": [2.0, 3.0]}, {"whole": 2.0}, "t", "neurons")
+    curve = handmade_plots.given_back(
+        [16, 32], {"hand": [estimate, estimate], "other": [estimate]}, "t", "neurons"
+    )
     bars = handmade_plots.histograms({"x": (torch.rand(9).numpy(), torch.rand(9).numpy())}, "t", ("own", "other"))
     assert all(figure.axes for figure in (ladder, curve, bars))
 
 
 def test_the_bigram_writes_toward_what_follows_the_token(model, text, coded, unembedding, common):
-    write = handmade.bigram_write(unembedding, text.context, common)
+    write = handmade_mechanisms.bigram_write(unembedding, text.context, common)
     rows = handmade.hand_writes(unembedding, [on(token) for token in common], text.context, coded).rows
     alike = torch.nn.functional.cosine_similarity(write, rows)
     assert alike.mean() > 0.4 > torch.nn.functional.cosine_similarity(write, rows.roll(1, 0)).mean()
