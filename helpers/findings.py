@@ -107,16 +107,16 @@ class Findings:
 
     def add(self, sentence: str, value: float | Estimate, **fields) -> Finding:
         """Record and return a finding; an Estimate brings its interval. The same sentence replaces its earlier row."""
-        if isinstance(value, Estimate):
-            fields |= {"interval": (value.low, value.high)}
-            value = value.mean
-        finding = Finding(sentence, float(value), **fields)
+        finding = self.quiet(sentence, value, **fields)
         self.rows = [row for row in self.rows if row.sentence != sentence] + [finding]
         return finding
 
     @staticmethod
-    def quiet(sentence: str, value: float, **fields) -> Finding:
+    def quiet(sentence: str, value: float | Estimate, **fields) -> Finding:
         """A finding that is not listed among the notebook's (one of many of a kind)."""
+        if isinstance(value, Estimate):
+            fields |= {"interval": (value.low, value.high)}
+            value = value.mean
         return Finding(sentence, float(value), **fields)
 
     def save(self, path: str | Path) -> Path:

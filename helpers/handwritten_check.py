@@ -44,11 +44,12 @@ def build(
 
 
 def rung(model: TransformerBridge, stories: Iterable[Story]) -> dict[str, Tensor]:
-    """Each scored position's story and loss, and the n-grams' losses."""
+    """Each scored position's story, next token and loss, and the n-grams' losses."""
     parts = []
     for batch in walk(model, stories, positions=4096):
         loss = residual_losses(model, batch.flat(batch.streams.resid_post), batch.target)
-        parts.append({"story": batch.story, "loss": loss, **baseline_columns(batch)})
+        columns = {"story": batch.story, "target": batch.target, "loss": loss}
+        parts.append(columns | baseline_columns(batch))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -17,7 +17,7 @@ from helpers.frontpage import blocks, refresh
 from helpers.loading import EMBEDDED_MODEL
 
 ROOT = Path(__file__).parents[1]
-PANE = "<p class='pane'><i>Run this cell in JupyterLab (make lab) for a pane to play with; the next cell shows what it draws.</i></p>"
+PANE = "<p class='pane'><i>Run this cell in JupyterLab (make lab) for a pane to play with.</i></p>"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CSS = Path(__file__).with_suffix(".css")
 

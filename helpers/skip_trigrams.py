@@ -138,13 +138,14 @@ def rolled(rules: list[Rule]) -> list[Rule]:
 
 
 def crossed(rules: list[Rule]) -> list[tuple[int, int]]:
-    """Pairs (i, j) of rules that share their source and neither destination nor output: the factored form implies that
-    rule j's output is raised at rule i's destination too."""
+    """Pairs (i, j) of rules of one head that share their source and neither destination nor output: the factored form
+    implies that rule j's output is raised at rule i's destination too."""
     pairs = [(i, j) for i in range(len(rules)) for j in range(len(rules)) if i != j]
     return [
         (i, j)
         for i, j in pairs
-        if rules[i].source == rules[j].source
+        if rules[i].head == rules[j].head
+        and rules[i].source == rules[j].source
         and rules[i].destination != rules[j].destination
         and rules[i].output != rules[j].output
     ]

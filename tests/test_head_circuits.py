@@ -144,11 +144,12 @@ def test_a_copying_rule_holds_on_text_because_of_its_source(model, stories, know
     assert check.count[0] >= 1 and gain[0] > 0.5 > abs(other[0])
 
 
-def test_crossed_rules_share_the_source_alone():
+def test_crossed_rules_share_source_and_head_alone():
     rules = [
         skip_trigrams.Rule(1, 2, 3, 0.1, 0),
         skip_trigrams.Rule(1, 4, 5, 0.1, 0),
         skip_trigrams.Rule(9, 4, 5, 0.1, 0),
+        skip_trigrams.Rule(1, 6, 7, 0.1, 1),  # another head's
     ]
     assert skip_trigrams.crossed(rules) == [(0, 1), (1, 0)]
 
