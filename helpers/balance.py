@@ -1,5 +1,7 @@
 """What a neuron writes, class or word, and whether neurons fall into two groups."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -45,6 +47,14 @@ def correlation(a: Float[Tensor, " k"], b: Float[Tensor, " k"], draws: int = 100
     found = (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1)).clamp(min=1e-12)
     low, high = found[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     return Estimate(found[0].item(), low, high)
+
+
+def resampled(measure: Callable[[Tensor], float], values: Float[Tensor, " k"], draws: int = 100) -> Estimate:
+    """A measure of some items with its percentile bootstrap interval over the items."""
+    drawn = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(0))
+    found = torch.tensor([measure(values[rows]) for rows in drawn], dtype=torch.double)
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    return Estimate(measure(values), low, high)
 
 
 def class_share_of_writes(
