@@ -50,13 +50,16 @@ class Removal:
     @property
     def verdict(self) -> str:
         """The verdict in words; VERDICTS says what each means."""
+        if self.positions and self.own <= self.elsewhere:
+            return "more elsewhere"
         return "passes" if self.passes else "not matched" if self.needed else "fails"
 
 
-VERDICTS = {
-    "passes": "holds against fairly matched sets.",
-    "not matched": "is not shown: the kind's neurons support its tokens more than their matched sets do.",
-    "fails": "is not shown: the same can be said of sets of other neurons, or of where other words come next.",
+VERDICTS = {  # what each verdict says of "the neurons are needed just where the kind applies", and the library's status
+    "passes": ("holds, against fairly matched sets.", "holds"),
+    "not matched": ("is not shown: they support its tokens more than their matched sets do.", "not shown"),
+    "more elsewhere": ("does not hold: they cost no less where other words come next.", "refuted"),
+    "fails": ("is not shown: some matched sets are needed there as much.", "not shown"),
 }
 NOTHING = Removal(0.0, 0.0, Estimate(0.0, 0.0, 0.0), 0.0, 0.0, (0.0, 0.0), 0)
 

@@ -61,9 +61,9 @@ class Trial:
         return {"value": self.model, "control": self.rivals[self.strongest], "control_name": name} | same
 
 
-def told_apart(trials: Iterable[Trial], rival: str) -> list[str]:
-    """Names of the tests that tell the model from a rival."""
-    return [trial.short for trial in trials if trial.excludes(rival)]
+def told_apart(trials: list[Trial]) -> dict[str, list[str]]:
+    """For each rival the names of the tests that tell the model from it."""
+    return {name: [trial.short for trial in trials if trial.excludes(name)] for name in (*NAMED, SUM)}
 
 
 def grade(trials: list[Trial]) -> str:

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from helpers.balance import class_share_of_writes, correlation, dealt, of_shares, resampled, two_groups, valley
+from helpers.balance import (
+    class_share_of_writes,
+    correlation,
+    dealt,
+    of_shares,
+    two_groups,
+    valley,
+    valley_estimate,
+)
 from helpers.circuits import residual_losses
 from helpers.class_loss import (
     apart,
@@ -140,7 +148,9 @@ def test_a_correlation_is_in_its_interval():
     assert abs(correlation(x, y[torch.randperm(400)]).mean) < 0.2
 
 
-def test_a_resampled_measure_has_an_interval():
-    found = resampled(lambda values: values.mean().item(), torch.arange(100.0))
-    assert found.low < found.mean == 49.5 < found.high
-    assert found.high - found.low == pytest.approx(4 * 2.9, rel=0.3)
+def test_the_interval_of_a_valley_is_wide_enough_for_other_draws():
+    for gap in (0, 3):
+        found = valley_estimate(two_groups(1000, gap, 5))
+        others = [valley(two_groups(1000, gap, seed)) for seed in range(20)]
+        assert sum(found.low <= other <= found.high for other in others) >= 12
+    assert valley_estimate(two_groups(1000, 0)).high < 1 / 3 < valley_estimate(two_groups(1000, 5)).low
