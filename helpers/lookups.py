@@ -10,7 +10,6 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.contexts import Contexts
 from helpers.neuron_stats import Grouping
-from helpers.readings import within
 
 BIGRAMS, CONTEXTS, SUM = "bigram lookup", "table of contexts", "bigrams + bag of words"
 
@@ -68,11 +67,9 @@ def bag(
 
     Stories follow one another: equal numbers stand together.
     """
-    total = model.W_E[token].double().cumsum(0)
-    place = within(story)
-    first = torch.arange(len(token)) - place
-    before = torch.where((first > 0)[:, None], total[(first - 1).clamp(min=0)], 0)
-    return ((total - before) / (place + 1)[:, None]).float()
+    sizes = torch.unique_consecutive(story, return_counts=True)[1].tolist()
+    stories = (model.W_E[part] for part in token.split(sizes))
+    return torch.cat([words.cumsum(0) / torch.arange(1, len(words) + 1)[:, None] for words in stories])
 
 
 @dataclasses.dataclass(frozen=True)

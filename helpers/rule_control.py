@@ -11,9 +11,9 @@ from helpers.stories import Story
 
 
 def special_tests(
-    model: TransformerBridge, halves: tuple[list[Story], list[Story]], corpus: Corpus
+    model: TransformerBridge, halves: tuple[list[Story], list[Story]], corpus: Corpus, sets: int = 20
 ) -> dict[str, Removal]:
-    """The test of every special kind in a model: members found on the first half, removed on the second.
+    """The test of every special kind in a model: members found on the first half, removed on the second, against `sets` matched sets.
 
     corpus: names for the cast. Sets are matched in the size of what a neuron writes (the norm of its weights times its
     deviation), which stands for its single effect.
@@ -29,4 +29,4 @@ def special_tests(
     held, held_activations, held_residual = gather(model, halves[1])
     again = reading_sides(Corpus(held, texts, corpus.names))
     state = held_residual, held_activations, means, held.target
-    return removals(model, special, torch.nan_to_num(size), state, held, again, writes)
+    return removals(model, special, torch.nan_to_num(size), state, held, again, writes, sets)

@@ -116,14 +116,15 @@ def removals(
     context: Contexts,
     reads: Sides,
     writes: Sides,
+    sets: int = 50,
 ) -> dict[str, Removal]:
-    """`removal` of every kind's members, against sets alike in single effect and in their write on the kind's tokens."""
+    """`removal` of every kind's members, against `sets` sets alike in single effect and in their write on the kind's tokens."""
     found = {}
     for name, effect in effects.items():
         support = torch.cat([effect.write, torch.full((len(single), 1), -1.0)], 1).amax(1)
         alike = torch.stack([single, support], 1)
         where = ways_met(reads, writes, name, effect.pairs, context)
-        found[name] = removal(model, effect.members, alike, state, *where, context.story)
+        found[name] = removal(model, effect.members, alike, state, *where, context.story, sets)
     return found
 
 

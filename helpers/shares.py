@@ -99,6 +99,11 @@ class Moments:
         """Some blocks alone."""
         return Moments(*(getattr(self, field.name)[list(numbers)] for field in dataclasses.fields(self)))
 
+    def first(self, outputs: int) -> "Moments":
+        """The first outputs alone."""
+        squares, sums = self.squares[:, :outputs], self.sums[:, :outputs]
+        return Moments(self.gram, self.cross[:, :, :outputs], squares, sums, self.counts)
+
     def variation(self) -> Float[Tensor, " output"]:
         """Sum of squares around the mean over all blocks."""
         total = self.total()
@@ -234,9 +239,11 @@ def divide(
     shift: int = 0,
     ridges: tuple[float, ...] = (RIDGE,),
 ) -> list[Shares]:
-    """Shares of a model's neurons and heads, fitted on the first half and measured on the second, for each amount of
-    shrinkage; keeps no moments."""
+    """Shares of a model's neurons, fitted on the first half and measured on the second, for each amount of shrinkage;
+    keeps no moments."""
+    neurons = model.cfg.d_mlp
     fitted, held = (
-        collect_moments(model, half, coding, blocks, shift) for half, blocks in zip(halves, (1, 4), strict=True)
+        collect_moments(model, half, coding, blocks, shift).first(neurons)
+        for half, blocks in zip(halves, (1, 4), strict=True)
     )
-    return [shapley_shares(fitted, held, coding, model.cfg.d_mlp, ridge) for ridge in ridges]
+    return [shapley_shares(fitted, held, coding, neurons, ridge) for ridge in ridges]

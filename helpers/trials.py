@@ -29,6 +29,11 @@ class Trial:
     digits: int = 2
     split: str = "stimuli"
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """The rivals' scores as they are printed; what is printed is what is judged."""
+        return {name: round(value, self.digits) for name, value in self.rivals.items()}
+
     def passes(self, value: float) -> bool:
         """Whether a score passes the threshold."""
         return COMPARISONS[self.comparison](value, self.threshold)
@@ -40,25 +45,25 @@ class Trial:
 
     def excludes(self, rival: str) -> bool:
         """Whether the test tells the model from a rival: the one passes and the other does not."""
-        return self.model_passes and rival in self.rivals and not self.passes(self.rivals[rival])
+        return self.model_passes and rival in self.rivals and not self.passes(self.scores[rival])
 
     @property
     def strongest(self) -> str:
         """The one of the NAMED rivals that comes nearest to passing, or passes by most: the test's control."""
         best = max if self.comparison == "at least" else min
-        return best((name for name in NAMED if name in self.rivals), key=self.rivals.__getitem__)
+        return best((name for name in NAMED if name in self.rivals), key=self.scores.__getitem__)
 
     @property
     def holds(self) -> bool:
         """Whether the model passes, and none of the NAMED rivals does."""
-        return self.model_passes and not self.passes(self.rivals[self.strongest])
+        return self.model_passes and not self.passes(self.scores[self.strongest])
 
     @property
     def claim(self) -> dict:
         """The fields of `Findings.add`, after the sentence."""
         same = {name: getattr(self, name) for name in ("unit", "comparison", "threshold", "digits", "split")}
         name = f"{self.strongest}, the strongest named rival"
-        return {"value": self.model, "control": self.rivals[self.strongest], "control_name": name} | same
+        return {"value": self.model, "control": self.scores[self.strongest], "control_name": name} | same
 
 
 def told_apart(trials: list[Trial]) -> dict[str, list[str]]:
@@ -81,7 +86,7 @@ def table(trials: Iterable[Trial]) -> str:
         mark = lambda value, passed, digits=trial.digits: f"{value:.{digits}f}{' ✓' if passed else ''}"  # noqa: E731
         cells = [trial.short, f"{trial.comparison} {trial.threshold:.{trial.digits}f} {trial.unit}"]
         cells.append(f"**{trial.model.text(trial.digits)}**{' ✓' if trial.model_passes else ''}")
-        scores = [trial.rivals.get(name) for name in rivals]
+        scores = [trial.scores.get(name) for name in rivals]
         cells += ["not asked" if x is None else mark(x, trial.passes(x)) for x in scores]
         lines.append("| " + " | ".join([*cells, "**yes**" if trial.holds else "no"]) + " |")
     return "\n".join(lines)

@@ -63,6 +63,12 @@ def test_planted_dependences_are_found_in_their_group(divided):
     assert shares[0, 0] > 0.3 and shares[3, 3] > 0.5
 
 
+def test_the_first_outputs_have_the_same_shares_alone(divided):
+    coding, fitted, held, whole = divided
+    some = shapley_shares(fitted.first(2), held.first(2), coding, 2)
+    torch.testing.assert_close(some.outputs, whole.outputs[:2], atol=1e-4, rtol=1e-3)
+
+
 def test_noise_belongs_to_no_group(divided):
     assert divided[-1].outputs[4, :-1].abs().max() < 0.05
     assert divided[-1].outputs[4, -1] > 0.9
@@ -125,7 +131,7 @@ def test_moved_labels_explain_nothing_and_right_ones_do(model, stories):
     coding = Coding.of(readings(contexts([encode_story(s, model.tokenizer, 512) for s in fit])))
     right, shrunk = divide(model, (fit, held), coding, ridges=(10.0, 1e9))
     (moved,) = divide(model, (fit, held), coding, 997)
-    assert right.outputs.shape == (model.cfg.d_mlp + model.cfg.d_model, len(NAMES))
+    assert right.outputs.shape == (model.cfg.d_mlp, len(NAMES))
     assert right.population["unexplained"].mean < 0.75 < moved.population["unexplained"].mean
     assert moved.population["unexplained"].mean > 0.95
     assert shrunk.population["unexplained"].mean == pytest.approx(1, abs=0.02)
