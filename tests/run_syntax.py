@@ -60,8 +60,8 @@ def main(folder: str) -> dict:
     given = dict(rivals((ends.previous, ends.token), ends.resid_mid, stimuli.bags(model)))
     rival, table = stimuli.with_activations(model, ends, given[lookups.SUM]), given[lookups.CONTEXTS]
     few = [one, two, *grafts.random_sets(effect, model.cfg.d_mlp // 4, 2)]
-    before = lookups.stream_before(model, residual, activations)
-    leans = class_loss.rival_costs(model, before, activations, means, context.target, kinds, few)
+    before = lookups.stream_before(model, residual[:80], activations[:80])
+    leans = class_loss.rival_costs(model, before, activations[:80], means, context.target[:80], kinds, few)
     cells = stimuli.cell_tokens(model)
     logits = [stimuli.cell_logits(model, e.resid_mid + e.mlp_out, cells) for e in (ends, rival)]
     left = removals.left(logits[0], logits[1:])
