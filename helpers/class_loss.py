@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.estimates import Estimate, StoryTable
+from helpers.estimates import StoryTable
 
 
 def partition(classes: Int[Tensor, " vocabulary"]) -> Int[Tensor, " vocabulary"]:
@@ -64,6 +64,20 @@ def split_costs(
     return torch.stack([class_and_word_loss(model, r, target, classes) - before for r in changed])
 
 
+def rival_costs(
+    model: TransformerBridge,
+    before: Float[Tensor, "n d_model"],
+    looked: Float[Tensor, "n neuron"],
+    means: Float[Tensor, " neuron"],
+    target: Int[Tensor, " n"],
+    classes: Int[Tensor, " vocabulary"],
+    sets: list[Int[Tensor, " k"]],
+) -> Float[Tensor, "set 2"]:
+    """Mean `split_costs` in a model whose neurons have the activations `looked`; before: what the MLP read."""
+    stream = before + looked @ model.W_out[0] + model.b_out[0]
+    return split_costs(model, stream, looked, means, target, classes, sets).mean(2)
+
+
 def cost_table(costs: Float[Tensor, "set 2 n"], story: Int[Tensor, " n"], names: list[str]) -> StoryTable:
     """Costs per story, for intervals: columns "NAME class", "NAME word" "NAME lean" (class less word),
     and, for the first two sets, "NAME apart": how much more than the mean of the other sets the first leans to the class,
@@ -79,11 +93,13 @@ def cost_table(costs: Float[Tensor, "set 2 n"], story: Int[Tensor, " n"], names:
     return table
 
 
-def smaller(one: Estimate, two: Estimate) -> Estimate:
-    """The smaller of two measures, with the interval that reaches lower: both are at least as large."""
-    return Estimate(min(one.mean, two.mean), min(one.low, two.low), min(one.high, two.high))
-
-
 def most_apart(leans: Float[Tensor, " set"]) -> float:
     """The same measure for the two sets that do best in it: how far the highest and the lowest lean both are from the mean."""
     return torch.minimum(leans.max() - leans.mean(), leans.mean() - leans.min()).item()
+
+
+def apart(leans: Float[Tensor, " set"]) -> float:
+    """The same for the first two sets against the mean of the others: the first should lean to the class, the second to
+    the word, and the smaller side counts."""
+    usual = leans[2:].mean()
+    return torch.minimum(leans[0] - usual, usual - leans[1]).item()

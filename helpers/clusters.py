@@ -57,15 +57,17 @@ def centres(label: Int[Tensor, " k"], values: Float[Tensor, "k feature"]) -> Flo
     return torch.stack([(values - values.mean(0))[label == i].mean(0) for i in order])
 
 
-def cluster_names(label: Int[Tensor, " k"], kind: Int[Tensor, " k"], names: list[str]) -> list[str]:
-    """Size of every cluster and the kind that is most over-represented in it, in the order of `centres`."""
-    usual = (
-        torch.bincount(kind, minlength=len(names)) + 3.0
-    )  # a kind of few neurons is not over-represented by one of them
-    most = [
-        int((torch.bincount(kind[label == i], minlength=len(names)) / usual).argmax()) for i in _by_size(label)
-    ]
-    return [f"{int((label == i).sum())}: {names[j]}" for i, j in zip(_by_size(label), most, strict=True)]
+def cluster_names(
+    label: Int[Tensor, " k"],
+    read: Float[Tensor, "cluster feature"],
+    write: Float[Tensor, "cluster feature"],
+    names: list[str],
+) -> list[str]:
+    """Size of every cluster, and the two features that it fires on and the two that it supports most, in the order of
+    `centres`."""
+    two = lambda row: " + ".join(names[i] for i in row.topk(min(2, len(row))).indices.tolist())  # noqa: E731
+    rows = zip(_by_size(label), read, write, strict=True)
+    return [f"{int((label == i).sum())}: {two(fires)} → {two(supports)}" for i, fires, supports in rows]
 
 
 def _by_size(label: Int[Tensor, " k"]) -> list[int]:

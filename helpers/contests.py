@@ -89,24 +89,29 @@ def sentence_with(tokens: list[str], words: tuple[str, ...], length: int) -> sli
     return slice(start, min(len(tokens), start + length))
 
 
+def leading(found: Contest, i: int) -> tuple[int, int, int]:
+    """The groups that, for word i, fire most, add most to the word, and speak most for its rival."""
+    return int(found.firing[i].argmax()), int(found.added[i].argmax()), int(found.parts[i].argmin())
+
+
 def table(found: Contest, names: list[str], rows: slice) -> str:
     """Some of the words as a Markdown table: which group fires most, adds most to the word, and speaks most for the rival."""
-    lines = ["| comes next | fires most | adds most | its rival | most for the rival |", "|---" * 5 + "|"]
+    heads = [
+        "comes next",
+        "fires most",
+        "adds most to the word",
+        "its rival",
+        "most for the rival (adds to word − rival)",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for i in range(*rows.indices(len(found.tokens))):
         word, rival = (
             text.strip(" ").replace("\n", "⏎").replace("|", "¦") for text in (found.tokens[i], found.rivals[i])
         )
-        loud, most, least = (
-            int(found.firing[i].argmax()),
-            int(found.added[i].argmax()),
-            int(found.parts[i].argmin()),
-        )
-        cells = [
-            word,
-            names[loud],
+        loud, most, least = leading(found, i)
+        adds, against = (
             f"{names[most]} {found.added[i, most]:+.1f}",
-            rival,
             f"{names[least]} {found.parts[i, least]:+.1f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        )
+        lines.append("| " + " | ".join([word, names[loud], adds, rival, against]) + " |")
     return "\n".join(lines)

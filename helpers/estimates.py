@@ -93,3 +93,51 @@ def bootstrap(
     ratios = ratios[ratios.isfinite()]
     low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=ratios.dtype)).tolist()
     return Estimate((sums.sum() / counts.sum()).item(), low, high)
+
+
+def difference(one: Estimate, two: Estimate) -> Estimate:
+    """Difference of two measures whose errors are taken to be independent."""
+    gap = one.mean - two.mean
+    return Estimate(
+        gap,
+        gap - math.hypot(one.mean - one.low, two.high - two.mean),
+        gap + math.hypot(one.high - one.mean, two.mean - two.low),
+    )
+
+
+def student(df: int) -> float:
+    """97.5 % point of Student's t, by its expansion around the normal one (Abramowitz & Stegun, 1964, 26.7.5)."""
+    z, n = 1.959964, float(df)
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + sum(term / n ** (i + 1) for i, term in enumerate(terms))
+
+
+def jackknife(values: list[float], whole: float) -> Estimate:
+    """95 % interval from values with one group left out each (Efron & Tibshirani, 1993), around the whole's value."""
+    found = torch.tensor(values, dtype=torch.double)
+    error = ((len(found) - 1) / len(found) * ((found - found.mean()) ** 2).sum()).sqrt().item()
+    reach = student(len(found) - 1) * error
+    return Estimate(whole, whole - reach, whole + reach)
+
+
+def smallest(*parts: Estimate) -> Estimate:
+    """The smallest of several measures, with the interval that reaches lowest: all of them are at least as large."""
+    return Estimate(*(min(getattr(part, end) for part in parts) for end in ("mean", "low", "high")))
+
+
+def proportion(hits: int, tried: int) -> Estimate:
+    """A share of independent trials with its exact 95 % interval (Clopper & Pearson, 1934)."""
+
+    def root(tail) -> float:  # tail grows with p
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if tail(middle) < 0.025 else (low, middle)
+        return low
+
+    def at_least(k: int, p: float) -> float:
+        return sum(math.comb(tried, i) * p**i * (1 - p) ** (tried - i) for i in range(k, tried + 1))
+
+    low = root(lambda p: at_least(hits, p)) if hits else 0.0
+    high = 1 - root(lambda q: at_least(tried - hits, q)) if hits < tried else 1.0
+    return Estimate(hits / tried, low, high)

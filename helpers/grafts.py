@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import stimuli
 from helpers.class_loss import class_probabilities
-from helpers.estimates import Estimate, bootstrap
+from helpers.estimates import Estimate, jackknife
 from helpers.stimuli import Ends
 from helpers.stories import CLASSES
 
@@ -167,7 +167,18 @@ class Judge:
         of_theme = self.theme_of(residual, pairs.b, pairs.a)
         return torch.stack([of_class, of_theme, of_class & of_theme])
 
+    def best(self, residual: Float[Tensor, "pair d_model"], pairs: Pairs) -> Bool[Tensor, " pair"]:
+        """A stricter judgement: A's class is the most probable of those that frames ask for, and B's theme has the
+        highest logits of all themes."""
+        asked = torch.tensor([stimuli.classes().index(name) for name in stimuli.asked()])
+        of_class = class_probabilities(self.model, residual, self.classes)
+        of_class = of_class[:, [CLASSES.index(name) for name in stimuli.classes()]]
+        own = asked[pairs.a // (len(stimuli.themes()) * stimuli.wordings())]
+        return (of_class.argmax(1) == own) & (self.themes(residual).argmax(1) == themes_of(pairs.b))
 
-def rate(hits: Bool[Tensor, " pair"]) -> Estimate:
-    """Share of hits with a bootstrap interval over pairs."""
-    return bootstrap(hits.double(), torch.ones(len(hits), dtype=torch.double))
+
+def rate(hits: Bool[Tensor, " pair"], pairs: Pairs) -> Estimate:
+    """Share of hits; its interval leaves out one theme at a time, with all pairs that have it on either side."""
+    hits, sides = hits.double(), (themes_of(pairs.a), themes_of(pairs.b))
+    rest = ((sides[0] != theme) & (sides[1] != theme) for theme in range(len(stimuli.themes())))
+    return jackknife([hits[rows].mean().item() for rows in rest if rows.any()], hits.mean().item())

@@ -1,14 +1,17 @@
 """What composition has to be told from: lookups that give a neuron's activation without putting rules together."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.contexts import Contexts
 from helpers.neuron_stats import Grouping
-from helpers.readings import within
+
+BIGRAMS, CONTEXTS, SUM = "bigram lookup", "table of contexts", "bigrams + bag of words"
 
 
 def token_lookup(
@@ -64,11 +67,9 @@ def bag(
 
     Stories follow one another: equal numbers stand together.
     """
-    total = model.W_E[token].double().cumsum(0)
-    place = within(story)
-    first = torch.arange(len(token)) - place
-    before = torch.where((first > 0)[:, None], total[(first - 1).clamp(min=0)], 0)
-    return ((total - before) / (place + 1)[:, None]).float()
+    sizes = torch.unique_consecutive(story, return_counts=True)[1].tolist()
+    stories = (model.W_E[part] for part in token.split(sizes))
+    return torch.cat([words.cumsum(0) / torch.arange(1, len(words) + 1)[:, None] for words in stories])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +124,41 @@ def stream_before(
 ) -> Float[Tensor, "n d_model"]:
     """The residual stream that the MLP read, from the final one and the neurons' activations."""
     return residual - activations @ model.W_out[0] - model.b_out[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rivals:
+    """The three lookups that composition is told from, all made of the same seen positions.
+
+    pairs: previous and current token. streams: what the MLP read. summed: the bigram table with a bag of words.
+    """
+
+    pairs: tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
+    activations: Float[Tensor, "n neuron"]
+    streams: Float[Tensor, "n d_model"]
+    summed: SummedTables
+
+    @classmethod
+    def of(
+        cls,
+        model: TransformerBridge,
+        context: Contexts,
+        activations: Float[Tensor, "n neuron"],
+        residual: Float[Tensor, "n d_model"],
+    ) -> "Rivals":
+        """Made of all positions of some text; residual: final residual streams."""
+        pairs, words = (context.previous, context.token), bag(model, context.token, context.story)
+        summed = SummedTables.of(pairs, activations, words, context.story)
+        return cls(pairs, activations, stream_before(model, residual, activations), summed)
+
+    def __call__(
+        self,
+        pairs: tuple[Int[Tensor, " m"], Int[Tensor, " m"]],
+        streams: Float[Tensor, "m d_model"],
+        words: Float[Tensor, "m d_model"],
+    ) -> Iterator[tuple[str, Float[Tensor, "m neuron"]]]:
+        """Each rival's name and the activations that it gives at some positions, one rival after another. streams: what
+        the MLP reads there. words: the bags there."""
+        yield BIGRAMS, bigram_lookup(self.pairs, self.activations, pairs)
+        yield CONTEXTS, context_table(self.streams, self.activations, streams)
+        yield SUM, self.summed(pairs, words)

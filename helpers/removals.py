@@ -39,3 +39,14 @@ def best_of_random(found: Float[Tensor, "set 2"]) -> float:
 def standing(full: Logits, syntax: Logits, content: Logits) -> float:
     """What is left of the theme's gain without the syntax set or of the frame's without the content set, whichever is less."""
     return min(retained(full, syntax, theme_contrast), retained(full, content, class_contrast))
+
+
+def other_left(found: Float[Tensor, "2 2"]) -> float:
+    """`standing` from what `left` gives for the syntax and the content set."""
+    return min(found[0, 1].item(), found[1, 0].item())
+
+
+def best_standing(found: Float[Tensor, "set 2"]) -> float:
+    """The same for that pair of random sets which does best in it."""
+    every = range(len(found))
+    return max(other_left(found[[i, j]]) for i in every for j in every if i != j)

@@ -18,7 +18,8 @@ NEAR, FAR = (
 )  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
 LARGER = 1.64  # times the deviation of the mean of equally many random tokens: 95 % of such means are below
 CORRELATION = 0.15  # over tokens, for the two kinds that are read off a correlation
-CLASSWISE = "word class after word class"
+CLASSWISE, ERASING, FOLLOWING = "word class after word class", "erasing the current token", "word after word"
+GENERAL = (CLASSWISE, ERASING, FOLLOWING)  # kinds that name nothing definite; all others are special kinds
 
 
 def contrast(
@@ -139,16 +140,16 @@ def margins(
     """Every kind's margin (at least 1 for a member). erasing, following: `correlations` with the current and the next
     token. lookup: whether single words (here or before) explain most of what is explained of a neuron."""
     found = {name: effect.margin for name, effect in effects.items()}
-    found["erasing the current token"] = -erasing / CORRELATION
-    found["word after word"] = torch.where(lookup, following / CORRELATION, -torch.inf)
+    found[ERASING] = -erasing / CORRELATION
+    found[FOLLOWING] = torch.where(lookup, following / CORRELATION, -torch.inf)
     return found
 
 
 def assign(
-    margin: dict[str, Float[Tensor, " neuron"]], general: tuple[str, ...] = (CLASSWISE, "word after word")
+    margin: dict[str, Float[Tensor, " neuron"]], general: tuple[str, ...] = GENERAL
 ) -> Int[Tensor, " neuron"]:
     """Every neuron's kind, by number: of the special kinds that it belongs to the one with the largest margin, else of
-    the two general ones; the number of kinds for a neuron that fits nowhere."""
+    the general ones; the number of kinds for a neuron that fits nowhere."""
     names = list(margin)
     table = torch.stack(list(margin.values()), 1)
     special = torch.tensor([name not in general for name in names])

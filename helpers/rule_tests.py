@@ -8,11 +8,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.contexts import Contexts
-from helpers.estimates import Estimate, StoryTable
+from helpers.estimates import Estimate, StoryTable, difference
 from helpers.neuron_families import matched_sets, set_effects
 from helpers.rule_effects import Effects
 from helpers.rule_kinds import Sides, lists
-from helpers.shares import difference
+
+UNLIKE = 0.2  # by this share the support of matched sets may differ from that of the kind's neurons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,35 @@ class Removal:
     positions: int
 
     @property
+    def needed(self) -> bool:
+        """Whether the kind costs more where it applies than elsewhere, and this difference is larger than in 95 % of the
+        matched sets, and than in their mean."""
+        return self.own > self.elsewhere and self.beaten >= 0.95 and self.beyond.low > 0
+
+    @property
+    def matched(self) -> bool:
+        """Whether the members support the kind's tokens at most a fifth more or less than the matched sets do."""
+        return abs(self.support[0] - self.support[1]) <= UNLIKE * abs(self.support[1])
+
+    @property
     def passes(self) -> bool:
-        """Whether the kind is needed where it applies more than 95 % of the matched sets, and more than their mean."""
-        return self.beaten >= 0.95 and self.beyond.low > 0
+        """Whether the kind is needed just where it applies, against sets that are fairly matched."""
+        return self.needed and self.matched and self.positions > 0
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words; VERDICTS says what each means."""
+        if self.positions and self.own <= self.elsewhere:
+            return "more elsewhere"
+        return "passes" if self.passes else "not matched" if self.needed else "fails"
 
 
+VERDICTS = {  # what each verdict says of "the neurons are needed just where the kind applies", and the library's status
+    "passes": ("holds, against fairly matched sets.", "holds"),
+    "not matched": ("is not shown: they support its tokens more than their matched sets do.", "not shown"),
+    "more elsewhere": ("does not hold: they cost no less where other words come next.", "refuted"),
+    "fails": ("is not shown: some matched sets are needed there as much.", "not shown"),
+}
 NOTHING = Removal(0.0, 0.0, Estimate(0.0, 0.0, 0.0), 0.0, 0.0, (0.0, 0.0), 0)
 
 
@@ -91,14 +116,15 @@ def removals(
     context: Contexts,
     reads: Sides,
     writes: Sides,
+    sets: int = 50,
 ) -> dict[str, Removal]:
-    """`removal` of every kind's members, against sets alike in single effect and in their write on the kind's tokens."""
+    """`removal` of every kind's members, against `sets` sets alike in single effect and in their write on the kind's tokens."""
     found = {}
     for name, effect in effects.items():
         support = torch.cat([effect.write, torch.full((len(single), 1), -1.0)], 1).amax(1)
         alike = torch.stack([single, support], 1)
         where = ways_met(reads, writes, name, effect.pairs, context)
-        found[name] = removal(model, effect.members, alike, state, *where, context.story)
+        found[name] = removal(model, effect.members, alike, state, *where, context.story, sets)
     return found
 
 
@@ -124,28 +150,38 @@ def shares_of(kind: Int[Tensor, " neuron"], kinds: int, single: Float[Tensor, " 
     return [(effect[kind == i].sum() / effect.sum().clamp(min=1e-12)).item() for i in range(kinds)]
 
 
+def together(effects: dict[str, Effects], deals: int = 5) -> tuple[int, float, int, float]:
+    """Neurons that are members of at least one of some kinds and, if the writes were dealt anew among the neurons, how many
+    there would be (mean of several deals); then memberships, and how many of them by chance."""
+    union = lambda parts: int(torch.stack([p.margin >= 1 for p in parts]).any(0).sum())  # noqa: E731
+    found, neurons = union(effects.values()), len(next(iter(effects.values())).write)
+    orders = [torch.randperm(neurons, generator=torch.Generator().manual_seed(seed)) for seed in range(deals)]
+    dealt = [union([dataclasses.replace(e, write=e.write[order]) for e in effects.values()]) for order in orders]
+    members, chance = (
+        sum(part) for part in zip(*((len(e.members), e.by_chance) for e in effects.values()), strict=True)
+    )
+    return found, sum(dealt) / deals, members, chance
+
+
 def table(
     effects: dict[str, Effects],
     tests: dict[str, Removal],
     fires: dict[str, float],
-    counts: dict[str, int],
+    counts: dict[str, tuple[int, float | None]],
     shares: list[float],
 ) -> str:
-    """All kinds as a Markdown table. fires: share of members that fire so on other text. counts: of the kinds without a test."""
+    """All kinds as a Markdown table. fires: share of members that fire so on other text. counts: members, and how many by
+    chance, of the kinds without this test."""
     heads = ["kind", "neurons", "by chance", "fires so on confirm", "cost where it applies", "elsewhere"]
-    heads += ["beyond matched sets", "matched sets below", "support (matched)", "share"]
+    heads += ["beyond matched sets", "matched sets below", "support (matched)", "verdict", "share"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for (name, effect), share in zip(effects.items(), shares, strict=False):
         test, mark = tests[name], "°" * (name in lists()["far"])
         cells = [f"{name}{mark}", str(len(effect.members)), f"{effect.by_chance:.0f}", f"{fires[name]:.0%}"]
-        cells += [
-            f"**{test.own:.2f}**",
-            f"{test.elsewhere:.2f}",
-            test.beyond.text(),
-            f"{test.beaten:.0%}",
-            f"{test.support[0]:.1f} ({test.support[1]:.1f})",
-        ]
+        cells += [f"**{test.own:.2f}**", f"{test.elsewhere:.2f}", test.beyond.text(), f"{test.beaten:.0%}"]
+        cells += [f"{test.support[0]:.1f} ({test.support[1]:.1f})", test.verdict]
         lines.append("| " + " | ".join([*cells, f"{share:.1%}"]) + " |")
-    for (name, count), share in zip(counts.items(), shares[len(effects) :], strict=True):
-        lines.append(f"| {name} | {count} | | | | | | | | {share:.1%} |")
+    for (name, (count, chance)), share in zip(counts.items(), shares[len(effects) :], strict=True):
+        usual = "" if chance is None else f"{chance:.0f}"
+        lines.append(f"| {name} | {count} | {usual} | | | | | | | not of this test | {share:.1%} |")
     return "\n".join(lines)

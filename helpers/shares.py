@@ -8,7 +8,6 @@ and the shares add up. A group that is nested in another (words in their classes
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from itertools import permutations
 
@@ -99,6 +98,11 @@ class Moments:
     def block(self, *numbers: int) -> "Moments":
         """Some blocks alone."""
         return Moments(*(getattr(self, field.name)[list(numbers)] for field in dataclasses.fields(self)))
+
+    def first(self, outputs: int) -> "Moments":
+        """The first outputs alone."""
+        squares, sums = self.squares[:, :outputs], self.sums[:, :outputs]
+        return Moments(self.gram, self.cross[:, :, :outputs], squares, sums, self.counts)
 
     def variation(self) -> Float[Tensor, " output"]:
         """Sum of squares around the mean over all blocks."""
@@ -228,28 +232,18 @@ def shapley_shares(fitted: Moments, held: Moments, coding: Coding, neurons: int,
     return Shares(outputs, variation, population, neurons)
 
 
-def difference(one: Estimate, two: Estimate) -> Estimate:
-    """Difference of two measures whose errors are taken to be independent."""
-    gap = one.mean - two.mean
-    return Estimate(
-        gap,
-        gap - math.hypot(one.mean - one.low, two.high - two.mean),
-        gap + math.hypot(one.high - one.mean, two.mean - two.low),
-    )
-
-
 def divide(
-    model: TransformerBridge, halves: tuple[list[Story], list[Story]], coding: Coding, shift: int = 0
-) -> Shares:
-    """Shares of a model's neurons and heads, fitted on the first half and measured on the second; keeps no moments."""
+    model: TransformerBridge,
+    halves: tuple[list[Story], list[Story]],
+    coding: Coding,
+    shift: int = 0,
+    ridges: tuple[float, ...] = (RIDGE,),
+) -> list[Shares]:
+    """Shares of a model's neurons, fitted on the first half and measured on the second, for each amount of shrinkage;
+    keeps no moments."""
+    neurons = model.cfg.d_mlp
     fitted, held = (
-        collect_moments(model, half, coding, blocks, shift) for half, blocks in zip(halves, (1, 4), strict=True)
+        collect_moments(model, half, coding, blocks, shift).first(neurons)
+        for half, blocks in zip(halves, (1, 4), strict=True)
     )
-    return shapley_shares(fitted, held, coding, model.cfg.d_mlp)
-
-
-def explained_share(fitted: Moments, held: Moments, coding: Coding, ridge: float) -> Float[Tensor, " output"]:
-    """Share of each output's held-out variance that all groups together explain."""
-    every = torch.arange(len(coding.group))
-    errors, _ = squared_errors(held, every, solve(fitted, every, ridge), torch.zeros_like(held.squares[0]))
-    return 1 - errors / held.variation().clamp(min=1e-9)
+    return [shapley_shares(fitted, held, coding, neurons, ridge) for ridge in ridges]

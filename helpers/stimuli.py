@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.corpus import walk
-from helpers.estimates import Estimate
+from helpers.estimates import Estimate, jackknife
 from helpers.files import WorkbookError
 from helpers.lookups import bag
 from helpers.stories import Story
@@ -197,21 +197,6 @@ def theme_gain_by_class(logits: Logits) -> tuple[float, float]:
 def theme_gain(logits: Logits) -> float:
     """Mean of `theme_contrast` over all stimuli."""
     return theme_contrast(logits).mean().item()
-
-
-def student(df: int) -> float:
-    """97.5 % point of Student's t, by its expansion around the normal one (Abramowitz & Stegun, 1964, 26.7.5)."""
-    z, n = 1.959964, float(df)
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + sum(term / n ** (i + 1) for i, term in enumerate(terms))
-
-
-def jackknife(values: list[float], whole: float) -> Estimate:
-    """95 % interval from values with one group left out each (Efron & Tibshirani, 1993), around the whole's value."""
-    found = torch.tensor(values, dtype=torch.double)
-    error = ((len(found) - 1) / len(found) * ((found - found.mean()) ** 2).sum()).sqrt().item()
-    reach = student(len(found) - 1) * error
-    return Estimate(whole, whole - reach, whole + reach)
 
 
 def over_openings(measure, *logits: Logits) -> Estimate:

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from helpers.estimates import Estimate
 from helpers.plots import COLOURS, STYLE, new_axes
 
 PALETTE = ["#1b6ca8", "#9ecae1", "#2f8f6b", "#b3365a", "#c9b46b", "#8c7aa9", "#e6e6e6"]
@@ -60,36 +61,53 @@ def shares_map(
     return figure
 
 
-def draw_dissociation(axis: Axes, points: dict[str, tuple[float, float]], random: np.ndarray, title: str) -> None:
-    """Cost to the class against cost to the word within its class, a point a set; `random` [set 2] as a cloud."""
-    axis.scatter(*random.T, s=16, color=COLOURS["baseline"], label="random sets")
-    colours = [COLOURS["model"], COLOURS["accent"], COLOURS["control"]]
-    high = max(random.max(), *(max(pair) for pair in points.values())) * 1.12
-    for (name, (x, y)), colour in zip(points.items(), colours, strict=False):
+def draw_dissociation(
+    axis: Axes, points: dict[str, tuple[float, float]], clouds: dict[str, np.ndarray], title: str
+) -> None:
+    """Cost to the class against cost to the word within its class, a large point a set; `clouds` of small points [set 2]."""
+    every = np.concatenate([*clouds.values(), np.array(list(points.values()))])
+    high, low = every.max() * 1.12, min(0, every.min()) - 0.01
+    marks = zip(clouds.items(), (COLOURS["baseline"], COLOURS["control"]), ("o", "^"), strict=False)
+    for (name, cloud), colour, mark in marks:
+        axis.scatter(*cloud.T, s=16, color=colour, marker=mark, label=name)
+    for (name, (x, y)), colour in zip(points.items(), (COLOURS["model"], COLOURS["accent"]), strict=False):
         axis.scatter([x], [y], s=70, color=colour, zorder=3, label=name)
-    axis.plot([0, high], [0, high], color="#999999", lw=0.8, ls="--")
+    axis.plot([low, high], [low, high], color="#999999", lw=0.8, ls="--")
     axis.set(xlabel="class of the next word: nats lost", ylabel="word within its class: nats lost", title=title)
-    axis.set(xlim=(min(0, random.min()) - 0.01, high), ylim=(min(0, random.min()) - 0.01, high))
+    axis.set(xlim=(low, high), ylim=(low, high))
     axis.legend(frameon=False, fontsize=8.5, loc="lower right")
 
 
 def draw_lines(
-    axis: Axes, x: list[int], series: dict[str, list[float]], title: str, names: tuple[str, str]
+    axis: Axes,
+    x: list[int],
+    series: dict[str, list[float]],
+    band: np.ndarray,
+    title: str,
+    names: tuple[str, str],
 ) -> None:
-    """Lines over set sizes, the first one thick."""
-    colours = [COLOURS["model"], COLOURS["baseline"], COLOURS["accent"], COLOURS["control"], PALETTE[5]]
-    styles = ["-o", "-o", "--s", ":^", ":v"]
+    """Lines over set sizes, the first one thick; the second one's sets [size set] as a band from lowest to highest."""
+    colours = [
+        COLOURS["model"],
+        COLOURS["baseline"],
+        COLOURS["accent"],
+        COLOURS["control"],
+        PALETTE[5],
+        PALETTE[2],
+    ]
+    styles = ["-o", "-o", "--s", ":^", ":v", ":D"]
+    axis.fill_between(x, band.min(1), band.max(1), color=COLOURS["baseline"], alpha=0.3, lw=0)
     for i, (name, values) in enumerate(series.items()):
-        axis.plot(x, values, styles[i % 5], color=colours[i % 5], lw=2.4 if i == 0 else 1.4, ms=4, label=name)
+        axis.plot(x, values, styles[i % 6], color=colours[i % 6], lw=2.4 if i == 0 else 1.4, ms=4, label=name)
     axis.set(title=title, xlabel=names[0], ylabel=names[1], ylim=(-0.02, 1.02), xscale="log")
     axis.set_xticks(x, [str(k) for k in x])
     axis.minorticks_off()
 
 
-def dissociation(points: dict[str, tuple[float, float]], random: np.ndarray, title: str) -> Figure:
+def dissociation(points: dict[str, tuple[float, float]], clouds: dict[str, np.ndarray], title: str) -> Figure:
     """The dissociation alone."""
-    figure, (axis,) = new_axes(6.4, 4.4)
-    draw_dissociation(axis, points, random, title)
+    figure, (axis,) = new_axes(6.4, 4.6)
+    draw_dissociation(axis, points, clouds, title)
     return figure
 
 
@@ -113,15 +131,17 @@ def removal(x: list[int], panels: dict[str, tuple[dict[str, list[float]], np.nda
     return figure
 
 
-def grafts(x: list[int], panels: dict[str, dict[str, list[float]]], names: tuple[str, str]) -> Figure:
+def grafts(
+    x: list[int], panels: dict[str, dict[str, list[float]]], bands: dict[str, np.ndarray], names: tuple[str, str]
+) -> Figure:
     """Success of grafts over set size, a panel a way of filling the rest."""
-    figure, axes = new_axes(10, 3.5, columns=len(panels), sharey=True)
+    figure, axes = new_axes(10, 3.6, columns=len(panels), sharey=True)
     for axis, (title, series) in zip(axes, panels.items(), strict=True):
-        draw_lines(axis, x, series, title, names)
+        draw_lines(axis, x, series, bands[title], title, names)
     for axis in axes[1:]:
         axis.set_ylabel("")
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8.5
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=8.5
     )
     return figure
 
@@ -153,44 +173,69 @@ def factorial(
 
 def centres(read: np.ndarray, write: np.ndarray, names: list[str], labels: list[str], title: str) -> Figure:
     """Clusters' centres [cluster feature]: what they fire on beside what they support, in standard deviations."""
-    figure, axes = new_axes(12.5, 2.6 + 0.36 * len(labels), columns=2, sharey=True)
+    figure, axes = new_axes(13.5, 2.3 + 0.38 * len(labels), columns=2, sharey=True)
     limit = float(np.quantile(np.abs(np.concatenate([read, write])), 0.995))
     for axis, values, side in zip(axes, (read, write), ("fires on", "supports"), strict=True):
         image = axis.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
-        axis.set_xticks(range(len(names)), names, rotation=90, ha="center", fontsize=9.5)
-        axis.set_title(side, fontsize=10)
-    axes[0].set_yticks(range(len(labels)), labels, fontsize=10)
+        axis.set_xticks(range(len(names)), names, rotation=90, ha="center", fontsize=11)
+        axis.set_title(side, fontsize=12)
+    axes[0].set_yticks(range(len(labels)), labels, fontsize=11)
     figure.colorbar(image, ax=axes, label="standard deviations", shrink=0.8)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=13, x=0.01, ha="left")
     return figure
+
+
+def draw_gains(axis: Axes, gains: dict[str, Estimate], title: str) -> None:
+    """Horizontal bars with intervals and their values written on; the first is the model's."""
+    colours = [COLOURS["model"], *[COLOURS["control"]] * (len(gains) - 2), COLOURS["baseline"]]
+    for y, (value, colour) in enumerate(zip(gains.values(), colours, strict=True)):
+        error = [[value.mean - value.low], [value.high - value.mean]]
+        axis.barh(
+            y, value.mean, xerr=error, color=colour, height=0.62, error_kw={"lw": 1.1, "ecolor": COLOURS["ink"]}
+        )
+        axis.text(max(value.high, 0) + 0.04, y, f"{value.mean:.2f}", va="center", fontsize=9)
+    axis.set_yticks(range(len(gains)), list(gains), fontsize=8.5)
+    axis.invert_yaxis()
+    right = 1.25 * max(0.1, *(value.high for value in gains.values()))
+    axis.set(
+        title=title, xlabel="logits for its theme's words", xlim=(min(0, *(v.low for v in gains.values())), right)
+    )
+
+
+def draw_halves(axis: Axes, sets: dict[str, list[float]], random: np.ndarray, title: str) -> None:
+    """What is left of two gains without each of some sets (large points) and without random sets (small ones)."""
+    jitter = np.linspace(-0.12, 0.12, len(random))
+    for i in (0, 1):
+        axis.scatter(i + jitter, random[:, i], s=14, color=COLOURS["baseline"], label=["random sets", None][i])
+    for (name, values), colour in zip(sets.items(), (COLOURS["model"], COLOURS["accent"]), strict=False):
+        axis.scatter([0, 1], values, s=70, color=colour, zorder=3, label=name)
+    axis.axhline(1, color="#999999", lw=0.8, ls="--")
+    axis.set_xticks([0, 1], ["frame's gain", "theme's gain"])
+    axis.set(title=title, ylabel="share that is left", xlim=(-0.5, 1.5))
+    top = max(1.0, random.max(), *(max(values) for values in sets.values()))
+    axis.set_ylim(min(0, random.min(), *(min(values) for values in sets.values())) - 0.02, top * 1.35)
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def front(
     points: dict[str, tuple[float, float]],
-    random: np.ndarray,
+    clouds: dict[str, np.ndarray],
     x: list[int],
-    series: dict[str, list[float]],
-    additive: dict[str, float],
+    series: tuple[dict[str, list[float]], np.ndarray],
+    gains: dict[str, Estimate],
+    halves: tuple[dict[str, list[float]], np.ndarray],
 ) -> Figure:
-    """The answer in one figure: dissociation, grafts, additivity."""
+    """The answer in one figure: losses, grafts (lines and the band of random sets), theme's gains, removal of half."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.9), width_ratios=[1, 1.15, 0.9])
+        figure, axes = plt.subplots(2, 2, figsize=(11.5, 7.6))
     plt.close(figure)
-    draw_dissociation(axes[0], points, random, "1  Remove a quarter of the neurons")
+    (losses, grafted), (lifted, removed) = axes
+    draw_dissociation(losses, points, clouds, "1  Remove a quarter of the neurons (▲: more than a quarter)")
     names = ("neurons in each set", "share of grafts with both")
-    draw_lines(axes[1], x, series, "2  Class from sentence A, theme from B", names)
-    axes[1].set_ylim(-0.02, 1.3)
-    axes[1].set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="upper left", columnspacing=1)
-    palette = [COLOURS["model"], *[COLOURS["control"]] * 3, COLOURS["baseline"]]
-    axes[2].barh(range(len(additive)), list(additive.values()), color=palette[: len(additive)], height=0.62)
-    for y, value in enumerate(additive.values()):
-        axes[2].text(max(value, 0) + 0.02, y, f"{value:.2f}", va="center", fontsize=9)
-    axes[2].set_yticks(range(len(additive)), list(additive), fontsize=8.5)
-    axes[2].invert_yaxis()
-    axes[2].set(
-        title="3  Theme before the last words",
-        xlabel="logits for its theme's words",
-        xlim=(0, 1.25 * max(0.1, *additive.values())),
-    )
+    draw_lines(grafted, x, *series, "2  Class from sentence A, theme from B", names)
+    grafted.set_ylim(-0.02, 1.3)
+    grafted.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    grafted.legend(frameon=False, fontsize=8, ncols=2, loc="upper left", columnspacing=1)
+    draw_gains(lifted, gains, "3  Theme before the same last words")
+    draw_halves(removed, *halves, "4  Remove half of the neurons")
     return figure

@@ -56,16 +56,18 @@ def main(folder: str) -> dict:
     label, _ = clusters.cluster(torch.cat(clusters.features(effects)[:2], 1), 4)
     groups = contests.Groups(label, list("abcd"), means, activations.std(0))
     found = contests.contest(model, stories[0].text, groups)
-    table = lookups.context_table(residual, activations, residual[:9])
-    bag = lookups.bag(model, context.token, context.story)
-    summed = lookups.SummedTables.of((context.previous, context.token), activations, bag, context.story)
-    rival = stimuli.with_activations(model, ends, summed((ends.previous, ends.token), stimuli.bags(model)))
+    rivals = lookups.Rivals.of(model, context, activations, residual)
+    given = dict(rivals((ends.previous, ends.token), ends.resid_mid, stimuli.bags(model)))
+    rival, table = stimuli.with_activations(model, ends, given[lookups.SUM]), given[lookups.CONTEXTS]
+    few = [one, two, *grafts.random_sets(effect, model.cfg.d_mlp // 4, 2)]
+    before = lookups.stream_before(model, residual[:80], activations[:80])
+    leans = class_loss.rival_costs(model, before, activations[:80], means, context.target[:80], kinds, few)
     cells = stimuli.cell_tokens(model)
     logits = [stimuli.cell_logits(model, e.resid_mid + e.mlp_out, cells) for e in (ends, rival)]
     left = removals.left(logits[0], logits[1:])
     whole = residual_losses(model, residual, context.target)
     unit = 1 if sys.platform == "darwin" else 1024
-    finite = [divided.outputs, between, costs, found.parts, table, left, divided.heads(model.cfg.n_heads)]
+    finite = [divided.outputs, between, costs, found.parts, table, left, leans, divided.heads(model.cfg.n_heads)]
     return {
         "finite": all(bool(part.isfinite().all()) for part in finite),
         "sum": (divided.outputs.sum(1) - 1).abs().max().item(),

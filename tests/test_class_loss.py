@@ -3,19 +3,27 @@
 import pytest
 import torch
 
-from helpers.balance import class_share_of_writes, correlation, dealt, of_shares, two_groups, valley
+from helpers.balance import (
+    class_share_of_writes,
+    correlation,
+    dealt,
+    of_shares,
+    two_groups,
+    valley,
+    valley_estimate,
+)
 from helpers.circuits import residual_losses
 from helpers.class_loss import (
+    apart,
     class_and_word_loss,
     class_probabilities,
     cost_table,
     most_apart,
     partition,
-    smaller,
+    rival_costs,
     split_costs,
 )
 from helpers.contexts import gather, token_classes
-from helpers.estimates import Estimate
 from helpers.neuron_ablation import losses_without
 
 
@@ -83,9 +91,20 @@ def test_the_table_of_costs_has_the_leans():
     assert float(table.means("b apart")[0]) == 2.0
 
 
-def test_the_smaller_of_two_sides_decides():
-    assert smaller(Estimate(0.3, 0.1, 0.5), Estimate(0.2, 0.15, 0.25)) == Estimate(0.2, 0.1, 0.25)
+def test_leans_are_compared_with_the_usual_one():
     assert most_apart(torch.tensor([0.0, 1.0, 2.0, -7.0])) == pytest.approx(3.0)
+    assert apart(torch.tensor([0.5, -0.3, 0.1, 0.3])) == pytest.approx(0.3)
+    assert apart(torch.tensor([0.0, -0.3, 0.1, 0.3])) == pytest.approx(-0.2)
+
+
+def test_a_rival_with_the_models_own_activations_costs_the_same(model, gathered, classes):
+    context, activations, residual = gathered
+    before = residual - activations @ model.W_out[0] - model.b_out[0]
+    state, sets = (activations.mean(0), context.target, classes), [torch.arange(0, 1024, 5)]
+    own = split_costs(model, residual, activations, *state, sets).mean(2)
+    torch.testing.assert_close(rival_costs(model, before, activations, *state, sets), own, atol=1e-3, rtol=1e-3)
+    flat = rival_costs(model, before, activations.mean(0).expand_as(activations), *state, sets)
+    assert flat.abs().max() < 1e-4
 
 
 def test_dealt_classes_keep_their_numbers_and_their_holes():
@@ -127,3 +146,11 @@ def test_a_correlation_is_in_its_interval():
     assert found.mean == pytest.approx(torch.corrcoef(torch.stack([x, y]))[0, 1].item(), abs=1e-5)
     assert found.low < found.mean < found.high
     assert abs(correlation(x, y[torch.randperm(400)]).mean) < 0.2
+
+
+def test_the_interval_of_a_valley_is_wide_enough_for_other_draws():
+    for gap in (0, 3):
+        found = valley_estimate(two_groups(1000, gap, 5))
+        others = [valley(two_groups(1000, gap, seed)) for seed in range(20)]
+        assert sum(found.low <= other <= found.high for other in others) >= 12
+    assert valley_estimate(two_groups(1000, 0)).high < 1 / 3 < valley_estimate(two_groups(1000, 5)).low

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from helpers.estimates import CLUSTERS, Estimate, StoryTable, bootstrap
+from helpers.estimates import (
+    CLUSTERS,
+    Estimate,
+    StoryTable,
+    bootstrap,
+    difference,
+    jackknife,
+    proportion,
+    smallest,
+    student,
+)
 
 STORY = torch.tensor([0, 0, 0, 1, 2])
 VALUES = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0])
@@ -107,3 +117,32 @@ def test_a_group_that_most_stories_lack_still_has_a_finite_interval():
 def test_estimates_print_rounded():
     assert Estimate(0.314, 0.276, 0.344).text() == "0.31 (0.28 to 0.34)"
     assert Estimate(0.314, -0.276, 0.344).text(1, sign=True) == "+0.3 (-0.3 to +0.3)"
+
+
+def test_a_difference_is_less_sure_than_its_parts():
+    found = difference(Estimate(0.3, 0.27, 0.33), Estimate(0.1, 0.06, 0.14))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.15, 0.25))
+
+
+def test_the_smallest_of_several_decides():
+    assert smallest(Estimate(0.3, 0.1, 0.5), Estimate(0.2, 0.15, 0.25)) == Estimate(0.2, 0.1, 0.25)
+
+
+def test_students_t_is_near_the_tables():
+    for df, expected in ((3, 3.182), (7, 2.365), (30, 2.042)):
+        assert student(df) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = torch.tensor([1.0, 2.0, 4.0, 9.0, 3.0, 7.0])
+    left = [values[torch.arange(6) != i].mean().item() for i in range(6)]
+    found = jackknife(left, values.mean().item())
+    error = values.std().item() / 6**0.5
+    assert (found.high - found.low) / 2 == pytest.approx(student(5) * error, rel=1e-4)
+
+
+def test_the_interval_of_a_share_is_the_published_one():
+    found = proportion(12, 16)  # Clopper and Pearson's limits
+    assert (found.mean, found.low, found.high) == pytest.approx((0.75, 0.476, 0.927), abs=2e-3)
+    assert proportion(0, 10).low == 0 and proportion(0, 10).high == pytest.approx(0.308, abs=2e-3)
+    assert proportion(10, 10).high == 1 and proportion(10, 10).low == pytest.approx(0.692, abs=2e-3)

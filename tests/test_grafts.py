@@ -107,9 +107,21 @@ def test_random_sets_are_random_and_couples_are_apart():
     assert sorted([*one.tolist(), *two.tolist()]) == list(range(512))
 
 
-def test_a_rate_has_an_interval():
-    found = grafts.rate(torch.tensor([True] * 30 + [False] * 70))
+def test_a_rate_has_an_interval_over_themes(pairs):
+    every = torch.arange(len(pairs.a))
+    found = grafts.rate(every % 10 < 3, pairs)
     assert found.mean == pytest.approx(0.3) and found.low < 0.3 < found.high
+    of_one_theme = grafts.rate(grafts.themes_of(pairs.b) == 0, pairs)
+    assert of_one_theme.high - of_one_theme.low > 2 * (found.high - found.low)
+
+
+def test_the_stricter_judge_asks_for_more(model, ends, pairs, judge):
+    whole, every = ends.resid_mid + ends.mlp_out, torch.arange(model.cfg.d_mlp)
+    mixed = grafts.hybrid(model, ends, pairs, every[::2], every[1::2], "mean")
+    strict, both = judge.best(mixed, pairs), judge.both(mixed, pairs)[2]
+    assert strict.sum() < both.sum() and not (strict & ~both).any()
+    same = grafts.Pairs(pairs.a, pairs.a)
+    assert judge.best(whole[pairs.a], same).float().mean() > 0.5
 
 
 def test_a_lookup_gives_means_and_falls_back():
@@ -150,6 +162,24 @@ def test_two_tables_added_up_are_found_again():
     wanted = torch.tensor([1, 4]), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
     found = summed((wanted[0] * 0, wanted[0]), wanted[1])
     torch.testing.assert_close(found[:, 0], torch.tensor([4.0, 4.0]), atol=0.3, rtol=0)
+
+
+def test_rivals_come_one_after_another_and_know_what_they_may(model, gathered):
+    context, activations, residual = gathered
+    rivals = lookups.Rivals.of(model, context, activations, residual)
+    before, words = rivals.streams[:5], lookups.bag(model, context.token, context.story)[:5]
+    given = dict(rivals((context.previous[:5], context.token[:5]), before, words))
+    assert list(given) == [lookups.BIGRAMS, lookups.CONTEXTS, lookups.SUM]
+    direct = lookups.bigram_lookup(rivals.pairs, activations, (context.previous[:5], context.token[:5]))
+    torch.testing.assert_close(given[lookups.BIGRAMS], direct)
+    torch.testing.assert_close(given[lookups.CONTEXTS], lookups.context_table(rivals.streams, activations, before))
+    assert (given[lookups.SUM] - given[lookups.BIGRAMS]).abs().max() > 0.01
+
+
+def test_what_is_left_of_the_other_rule():
+    found = torch.tensor([[0.3, 1.1], [0.9, 0.4], [0.7, 0.8]])
+    assert removals.other_left(found[:2]) == pytest.approx(0.9)
+    assert removals.best_standing(found) == pytest.approx(0.9)
 
 
 def test_margins_ask_for_all_four():

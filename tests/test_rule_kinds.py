@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import clusters, contests, rule_effects, rule_kinds, rule_tests
+from helpers import clusters, contests, rule_control, rule_effects, rule_kinds, rule_tests
 from helpers.circuits import final_scale
 from helpers.contexts import gather
 from helpers.corpus import walk
@@ -117,6 +117,7 @@ def test_by_chance_deals_the_writes_anew():
 def test_special_kinds_go_before_general_ones():
     one, two = torch.tensor([1.2, 0.2, 0.2]), torch.tensor([9.0, 3.0, 0.5])
     assert rule_effects.assign({"gender": one, CLASSWISE: two}).tolist() == [0, 1, 2]
+    assert rule_effects.assign({"gender": one, rule_effects.ERASING: two}).tolist() == [0, 1, 2]
 
 
 def test_the_correlations_know_a_write_from_a_dealt_one(model, gathered):
@@ -149,11 +150,34 @@ def test_removing_a_kind_hurts_where_it_applies(model, gathered, sides, effects)
 
 def test_the_table_has_a_row_for_every_kind(effects):
     tests = dict.fromkeys(effects, rule_tests.Removal(1.0, 0.0, Estimate(0.5, 0.4, 0.6), 1.0, 0.5, (1.5, 1.2), 20))
-    assert tests["gender"].passes
-    text = rule_tests.table(
-        effects, tests, dict.fromkeys(effects, 0.5), {"no kind": 7}, [0.1] * (len(effects) + 1)
-    )
-    assert text.count("\n") == len(effects) + 2 and "| no kind | 7 |" in text and "gender°" in text
+    counts = {rule_effects.ERASING: (9, 4.4), "no kind": (7, None)}
+    text = rule_tests.table(effects, tests, dict.fromkeys(effects, 0.5), counts, [0.1] * (len(effects) + 2))
+    assert text.count("\n") == len(effects) + 3 and "| no kind | 7 |  |" in text and "gender°" in text
+    assert f"| {rule_effects.ERASING} | 9 | 4 |" in text
+
+
+def test_a_kind_passes_only_if_needed_more_where_it_applies_and_fairly_matched():
+    def removal(own=1.0, elsewhere=0.0, low=0.4, beaten=1.0, support=(1.3, 1.2), positions=20):
+        return rule_tests.Removal(own, elsewhere, Estimate(0.5, low, 0.6), beaten, 0.5, support, positions)
+
+    assert removal().passes and removal().verdict == "passes"
+    assert removal(own=1.65, elsewhere=1.87).verdict == "more elsewhere"
+    assert removal(low=-0.1).verdict == removal(beaten=0.9).verdict == "fails"
+    assert removal(support=(6.4, 2.3)).verdict == "not matched" and not removal(support=(6.4, 2.3)).passes
+    assert not rule_tests.NOTHING.passes and rule_tests.NOTHING.verdict == "fails"
+
+
+def test_members_are_counted_once_and_by_chance():
+    one = effect([[2.0], [2.0], [0.0], [0.0]], [[2.0], [0.0], [0.0], [0.0]])
+    found, chance, members, by_chance = rule_tests.together({"a": one, "b": one})
+    assert (found, members) == (1, 2) and by_chance == pytest.approx(1.0)
+    assert 0 <= chance <= 1
+
+
+def test_in_the_twin_kinds_are_looked_for_in_the_same_way(twin, corpus, stories):
+    found = rule_control.special_tests(twin, (stories[:12], stories[12:24]), corpus)
+    assert set(found) == set(KINDS) - set(rule_effects.GENERAL)
+    assert sum(test.passes for test in found.values()) < len(found) / 2
 
 
 def test_shares_of_single_effects_sum_to_one():
@@ -221,8 +245,10 @@ def test_clusters_find_planted_groups():
     assert none < 0.6
     centre = clusters.centres(label, values)
     assert centre.shape == (3, 4)
-    names = clusters.cluster_names(label, torch.arange(150) // 50, ["a", "b", "c"])
-    assert sorted(names) == ["50: a", "50: b", "50: c"]
+    names = clusters.cluster_names(label, centre, -centre, ["a", "b", "c", "d"])
+    assert all(name.startswith("50: ") and " → " in name for name in names)
+    read = torch.tensor([[0.0, 2.0, 3.0], [1.0, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    assert clusters.cluster_names(label, read, read.flip(1), ["x", "y", "z"])[0] == "50: z + y → x + y"
 
 
 def test_a_normal_cloud_has_the_same_covariance_and_no_groups():

@@ -6,16 +6,13 @@ import torch
 from helpers.circuits import head_writes
 from helpers.contexts import contexts
 from helpers.corpus import walk
-from helpers.estimates import Estimate
 from helpers.files import WorkbookError
 from helpers.readings import GROUPS, NESTED, fraction, readings, two_back, within
 from helpers.shares import (
     Coding,
     Moments,
     collect_moments,
-    difference,
     divide,
-    explained_share,
     head_outputs,
     orders,
     shapley_shares,
@@ -64,6 +61,12 @@ def test_planted_dependences_are_found_in_their_group(divided):
         "part of speech", "which word", "grammar so far", "content so far",
     ]  # fmt: skip
     assert shares[0, 0] > 0.3 and shares[3, 3] > 0.5
+
+
+def test_the_first_outputs_have_the_same_shares_alone(divided):
+    coding, fitted, held, whole = divided
+    some = shapley_shares(fitted.first(2), held.first(2), coding, 2)
+    torch.testing.assert_close(some.outputs, whole.outputs[:2], atol=1e-4, rtol=1e-3)
 
 
 def test_noise_belongs_to_no_group(divided):
@@ -126,23 +129,12 @@ def test_head_outputs_have_the_length_of_the_writes(model):
 def test_moved_labels_explain_nothing_and_right_ones_do(model, stories):
     fit, held = stories[::15], stories[7::15]
     coding = Coding.of(readings(contexts([encode_story(s, model.tokenizer, 512) for s in fit])))
-    right = [collect_moments(model, part, coding) for part in (fit, held)]
-    moved = [collect_moments(model, part, coding, shift=997) for part in (fit, held)]
-    neurons = model.cfg.d_mlp
-    assert explained_share(*right, coding, 30.0)[:neurons].mean() > 0.25
-    assert explained_share(*moved, coding, 30.0)[:neurons].mean() < 0.02
-    whole = divide(model, (fit, held), coding)
-    assert whole.outputs.shape == (neurons + model.cfg.d_model, len(NAMES))
-    assert (
-        whole.population["unexplained"].mean
-        < 0.75
-        < divide(model, (fit, held), coding, 997).population["unexplained"].mean
-    )
-
-
-def test_a_difference_is_less_sure_than_its_parts():
-    found = difference(Estimate(0.3, 0.27, 0.33), Estimate(0.1, 0.06, 0.14))
-    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.15, 0.25))
+    right, shrunk = divide(model, (fit, held), coding, ridges=(10.0, 1e9))
+    (moved,) = divide(model, (fit, held), coding, 997)
+    assert right.outputs.shape == (model.cfg.d_mlp, len(NAMES))
+    assert right.population["unexplained"].mean < 0.75 < moved.population["unexplained"].mean
+    assert moved.population["unexplained"].mean > 0.95
+    assert shrunk.population["unexplained"].mean == pytest.approx(1, abs=0.02)
 
 
 def test_too_few_stories_are_refused(model, stories):

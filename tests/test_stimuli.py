@@ -146,11 +146,6 @@ def test_what_openings_vary_is_no_theme():
     assert stimuli.components(of_opening + made(theme=1))["theme"] == pytest.approx(24, rel=0.35)
 
 
-def test_students_t_is_near_the_tables():
-    for df, expected in ((3, 3.182), (7, 2.365), (30, 2.042)):
-        assert stimuli.student(df) == pytest.approx(expected, rel=0.01)
-
-
 def test_no_neuron_removed_changes_nothing(model, ends):
     means, none = ends.activations.mean(0), torch.zeros(0, dtype=torch.long)
     torch.testing.assert_close(stimuli.without(model, ends, means, none), ends.resid_mid + ends.mlp_out)
