@@ -71,3 +71,27 @@ def histograms(values: dict[str, tuple[np.ndarray, np.ndarray]], title: str, nam
     axes[0].legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11, x=0.02, ha="left")
     return figure
+
+
+def by_head(panels: dict[str, tuple[list[float], list[float]]], title: str, names: tuple[str, str]) -> Figure:
+    """One panel a comparison: each head's value, beside its control."""
+    rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(9, 2.4 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False, sharey=True, sharex=True).flatten()
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    styles = zip(names, ("model", "control"), ("o", "x"), strict=True)
+    for label, colour, marker in styles:
+        for axis, values in zip(axes, panels.values(), strict=False):
+            part = values[names.index(label)]
+            axis.plot(range(len(part)), part, marker, color=COLOURS[colour], label=label, markersize=6)
+    for axis, (name, values) in zip(axes, panels.items(), strict=False):
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.set_title(name, fontsize=10)
+        axis.set_xticks(range(len(values[0])))
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_ylim(min(-0.1, axis.get_ylim()[0]), 1.05)
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.supxlabel("head", fontsize=9)
+    figure.suptitle(title, fontsize=11, x=0.02, ha="left")
+    return figure
