@@ -18,8 +18,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.head_patterns import causal_softmax
 from helpers.stories import Story, encode_story
 
-DIRECTIONS = 31  # of the stream, at most, that are read for the position; a head has one more for the words
-EVENLY = 0.5  # how much of a position's weight in the fit is dealt evenly to all keys, the rest as the program attends
+DIRECTIONS = 40  # of the stream, at most, between which places are fitted
+FLOOR = 0.1  # of the mean variance within a position: what a direction of hardly any counts as having
+EVENLY = 0.05  # how much of a position's weight in the fit is dealt evenly to all keys, the rest as the program attends
 FAINTEST = 1e-4  # share of attention below which all distances (and words) count as equally far (or plain)
 
 
@@ -45,44 +46,43 @@ class Reading:
     count: Float[Tensor, " pos"]
     rows: Float[Tensor, "d_model direction"]
     place: Float[Tensor, "pos direction"]
+    blur: Float[Tensor, "direction direction"]
 
 
 @torch.no_grad()
 def measure_reading(model: TransformerBridge, stories: Iterable[Story]) -> Reading:
     """From the embeddings, and the tokens and lengths of some stories; no activation is looked at."""
-    d, count = model.cfg.d_model, torch.zeros(model.cfg.n_ctx)
-    square, spread = torch.zeros(d, d), 0.0
-    share, by_token = torch.zeros(model.cfg.d_vocab), torch.zeros(model.cfg.d_vocab, d)
-    for story in stories:
-        tokens = encode_story(story, model.tokenizer, model.cfg.n_ctx).tokens[:-1]
-        x = read_heads_input(model, tokens)
-        count[: len(x)] += 1
-        square += x.T @ x
-        share.index_add_(0, tokens, torch.ones(len(x)))
-        by_token.index_add_(0, tokens, x)
-        spread += (model.W_E[tokens] + model.W_pos[: len(x)]).std(-1, unbiased=False).sum().item()
-    n = count.sum()
-    mean, used = by_token.sum(0) / n, int((count > 0).sum())
-    covariance = square / n - torch.outer(mean, mean)
-    count, place = count[:used], model.W_pos[:used] - model.W_pos[:used].mean(-1, keepdim=True)
-    place = (place - count @ place / n) * n / spread
-    rows = telling_apart((place * count[:, None]).T @ place / n, covariance, min(DIRECTIONS, model.cfg.d_head - 1))
+    tokens = [encode_story(story, model.tokenizer, model.cfg.n_ctx).tokens[:-1] for story in stories]
+    lengths = torch.tensor([len(row) for row in tokens])
+    count = (lengths[:, None] > torch.arange(int(lengths.max()))).sum(0).float()
+    n, d = count.sum(), model.cfg.d_model
+    place = model.W_pos[: len(count)] - model.W_pos[: len(count)].mean(-1, keepdim=True)
+    place = place - count @ place / n
+    share, by_token, square, within = torch.zeros(model.cfg.d_vocab), torch.zeros(model.cfg.d_vocab, d), 0.0, 0.0
+    spread = sum((model.W_E[row] + model.W_pos[: len(row)]).std(-1, unbiased=False).sum() for row in tokens) / n
+    place = place / spread
+    for row in tokens:
+        x = read_heads_input(model, row)
+        share.index_add_(0, row, torch.ones(len(row)))
+        by_token.index_add_(0, row, x)
+        rest = x - place[: len(x)]
+        square, within = square + x.T @ x, within + rest.T @ rest
+    mean = by_token.sum(0) / n
+    covariance, within = (part / n - torch.outer(mean, mean) for part in (square, within))
+    rows = telling_apart((place * count[:, None]).T @ place / n, within, min(DIRECTIONS, d - 1))
     by_token /= share.clamp(min=1)[:, None]
-    return Reading(mean, covariance, share / n, by_token, count, rows, place @ rows)
+    return Reading(mean, covariance, share / n, by_token, count, rows, place @ rows, rows.T @ within @ rows)
 
 
 def telling_apart(
-    between: Float[Tensor, "d d"], whole: Float[Tensor, "d d"], most: int
+    between: Float[Tensor, "d d"], within: Float[Tensor, "d d"], most: int
 ) -> Float[Tensor, "d direction"]:
-    """Directions in which positions differ most, against how much tokens of one position do (whose covariance along
-    them becomes the identity).
+    """Directions along which positions differ most, against how much tokens of one position do.
 
     Source: linear discriminants (Rao, 1948).
     """
-    within = whole - between
-    size, basis = torch.linalg.eigh((within + within.T) / 2)
-    floor = 1e-3 * whole.diagonal().mean()
-    basis = basis / size.clamp(min=floor).sqrt()
+    size, basis = torch.linalg.eigh(within)
+    basis = basis / (size + FLOOR * within.diagonal().mean()).sqrt()
     kept = torch.linalg.eigh(basis.T @ between @ basis).eigenvectors.flip(1)[:, :most]
     return basis @ kept
 
@@ -125,9 +125,8 @@ def place_form(
     pairs = reading.place[:, :, None] * reading.place[:, None]
     keys = (weight @ pairs.flatten(1)).view(n, r, r)
     keys = keys - middle[:, :, None] * middle[:, None]
-    keys = keys + torch.eye(r) * (1 - weight.pow(2).sum(1))[:, None, None]
-    blur = torch.eye(r + 1)
-    blur[-1, -1] = 0
+    keys = keys + reading.blur * (1 - weight.pow(2).sum(1))[:, None, None]
+    blur = torch.nn.functional.pad(reading.blur, (0, 1, 0, 1))
     sides = (query[:, :, None] * query[:, None] + blur) * reading.count[:, None, None]
     normal = (sides.flatten(1).T @ keys.flatten(1)).view(r + 1, r + 1, r, r).permute(0, 2, 1, 3)
     meets = (weight * (aim - (weight * aim).sum(1, keepdim=True))) @ reading.place
@@ -145,17 +144,30 @@ def word_direction(reading: Reading, by_word: Float[Tensor, " v"]) -> Float[Tens
     return torch.linalg.solve(reading.covariance + ridge, aim @ (reading.by_token - reading.mean))
 
 
+def halves(
+    form: Float[Tensor, "a b"], reading: Reading, most: int
+) -> tuple[Float[Tensor, "a rank"], Float[Tensor, "b rank"]]:
+    """Two factors of a form of places, of a rank of at most `most`: those that keep its scores on the text best."""
+    n = reading.count.sum()
+    spread = (reading.place * reading.count[:, None]).T @ reading.place / n + reading.blur
+    root = torch.linalg.cholesky(spread + 1e-6 * spread.diagonal().mean() * torch.eye(len(spread)))
+    left, size, right = torch.linalg.svd(root.T @ form @ root)
+    rank = min(most, len(size))
+    sides = left[:, :rank] * size[:rank].sqrt(), right[:rank].T * size[:rank].sqrt()
+    return tuple(torch.linalg.solve_triangular(root.T, side, upper=True) for side in sides)
+
+
 def queries_by_hand(
     reading: Reading, by_distance: Float[Tensor, "head distance"], by_word: Float[Tensor, "head v"], d_head: int
 ) -> HandQueries:
     """Weights of heads whose attention follows their programs' numbers."""
-    heads, r = len(by_distance), reading.place.shape[1]
-    q, k = torch.zeros(2, heads, len(reading.mean), d_head)
-    b_q, b_k = torch.zeros(2, heads, d_head)
-    for h in range(heads):
+    q, k = torch.zeros(2, len(by_distance), len(reading.mean), d_head)
+    b_q = torch.zeros(len(by_distance), d_head)
+    for h in range(len(by_distance)):
         form = place_form(reading, by_distance[h])
-        q[h, :, :r], b_q[h, :r], b_q[h, r] = reading.rows, -reading.mean @ reading.rows, 1.0
-        k[h, :, : r + 1] = reading.rows @ form.T
-        k[h, :, r] += word_direction(reading, by_word[h])
-        b_k[h] = -reading.mean @ k[h]
-    return HandQueries(q, b_q, k, b_k)
+        asks, answers = halves(form[:-1], reading, d_head - 1)
+        q[h, :, : asks.shape[1]], k[h, :, : asks.shape[1]] = reading.rows @ asks, reading.rows @ answers
+        b_q[h] = -reading.mean @ q[h]
+        b_q[h, -1] = 1.0
+        k[h, :, -1] = reading.rows @ form[-1] + word_direction(reading, by_word[h])
+    return HandQueries(q, b_q, k, -torch.einsum("m,hme->he", reading.mean, k))
