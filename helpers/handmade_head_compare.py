@@ -31,23 +31,25 @@ def another(heads: int) -> Int[Tensor, " head"]:
 @torch.no_grad()
 def responses(
     model: TransformerBridge, batches: Iterable[Batch], way: Way, removed: Float[Tensor, "head d_model"]
-) -> dict[str, Pair]:
-    """Over the scored positions of a walk: "attention in common" (mean overlap of the patterns) and "writes" (correlation
-    of what is written, over positions and directions)."""
+) -> dict[str, Pair | float]:
+    """Over the scored positions of a walk: "attention in common" (mean overlap of the patterns), "writes" (correlation
+    of what is written, over positions and directions), and "writes of all heads together" (a number)."""
     other, count = another(model.cfg.n_heads), 0
-    shared, sums, products = torch.zeros(2, model.cfg.n_heads), 0.0, 0.0
+    shared, sums, cross, squares = torch.zeros(2, model.cfg.n_heads), 0.0, 0.0, 0.0
     for batch in batches:
         made, own = way.patterns(batch), batch.streams.pattern
         shared += torch.stack([flat_heads(batch, overlap(p, own)).sum(0) for p in (made, made[:, other])])
         hand = way.writes(model, batch, removed)
-        writes = torch.stack([head_writes(model, batch.flat(batch.streams.z)), hand, hand[:, other]]).double()
-        sums = sums + writes.sum(1)
-        products = products + torch.einsum("anhm,bnhm->abh", writes, writes)
+        writes = torch.stack([head_writes(model, batch.flat(batch.streams.z)), hand, hand[:, other]])
+        writes = torch.cat([writes, writes.sum(2, keepdim=True)], 2)  # the last: all heads together
+        sums, squares = sums + writes.sum(1), squares + writes.pow(2).sum((1, 3))
+        cross = cross + (writes[1:] * writes[0]).sum((1, 3))
         count += len(batch.target)
-    products = products - torch.einsum("ahm,bhm->abh", sums, sums) / count
-    size = products.diagonal().T.clamp(min=1e-12).sqrt()
-    alike = (products[0, 1:] / size[0] / size[1:]).float()
-    return {"attention in common": tuple(shared / count), "writes": tuple(alike)}
+    cross = cross - (sums[1:] * sums[0]).sum(-1) / count
+    squares = (squares - sums.pow(2).sum(-1) / count).clamp(min=1e-12)
+    alike = cross / (squares[0] * squares[1:]).sqrt()
+    found = {"attention in common": tuple(shared / count), "writes": tuple(alike[:, :-1])}
+    return found | {"writes of all heads together": alike[0, -1].item()}
 
 
 def product_cosine(

@@ -24,22 +24,14 @@ Patterns = Callable[[Batch], Float[Tensor, "story head query key"]]
 @dataclasses.dataclass(frozen=True)
 class HeadPrograms:
     """by_distance: each head's mean attention by distance. by_word: how much more a head attends to a token than its
-    distance says (1: as much). error: mean share of attention that each program puts elsewhere, on explore. chosen:
-    each head's program, the one with the least error."""
+    distance says (1: as much)."""
 
     by_distance: Float[Tensor, "head distance"]
     by_word: Float[Tensor, "head v"]
-    error: Float[Tensor, "program head"]
 
-    @property
-    def chosen(self) -> list[str]:
-        return [PROGRAMS[i] for i in self.error.argmin(0).tolist()]
-
-    def pattern(
-        self, program: str, tokens: Int[Tensor, "story pos"]
-    ) -> Float[Tensor, "story head query key"]:
-        """The attention that one program prescribes to every head."""
-        return pattern(program, tokens, self.by_distance, self.by_word)
+    def patterns(self, program: str) -> Patterns:
+        """The attention that one of PROGRAMS prescribes to every head."""
+        return lambda batch: pattern(program, padded_tokens(batch), self.by_distance, self.by_word)
 
 
 def pattern(
@@ -79,7 +71,7 @@ def own_patterns(batch: Batch) -> Float[Tensor, "story head query key"]:
 
 @torch.no_grad()
 def fit(model: TransformerBridge, stories: list[Story], patterns: Patterns = own_patterns) -> HeadPrograms:
-    """The numbers in the programs, as averages of the heads' attention (or of other patterns) over stories, in three
+    """The numbers in the programs, as averages of the heads' attention (or of other patterns) over stories, in two
     passes."""
     heads, length = model.cfg.n_heads, model.cfg.n_ctx
     sums, count = torch.zeros(heads, length), torch.zeros(length)
@@ -97,10 +89,7 @@ def fit(model: TransformerBridge, stories: list[Story], patterns: Patterns = own
         for total, attention in ((real, patterns(batch)), (meant, plain)):
             gathered = (attention * mask).sum(2).transpose(0, 1).reshape(heads, -1)
             total.index_add_(1, tokens.flatten(), gathered)
-    found = HeadPrograms(by_distance, (real + PRIOR) / (meant + PRIOR), torch.zeros(0))
-    made = {name: lambda batch, name=name: found.pattern(name, padded_tokens(batch)) for name in PROGRAMS}
-    shared = common_attention(walk(model, stories, positions=4096), made, patterns)
-    return dataclasses.replace(found, error=1 - torch.stack(list(shared.values())))
+    return HeadPrograms(by_distance, (real + PRIOR) / (meant + PRIOR))
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def surgery_curve(
 ) -> Figure:
     """Loss against the number of components replaced, one line a way of replacing, with levels to read it by."""
     figure, (axis,) = new_axes(8.5, 4.4)
-    styles = ["-o", "-s", "--^", ":v", "-.d"]
+    styles = ["-o", "-s", "--^", ":v", "-.d", "--x"]
     for (name, values), style in zip(lines.items(), styles, strict=False):
         axis.plot(sizes, values, style, label=name, markersize=4)
     for name, level in levels.items():
@@ -75,23 +75,22 @@ def histograms(values: dict[str, tuple[np.ndarray, np.ndarray]], title: str, nam
 
 def by_head(panels: dict[str, tuple[list[float], list[float]]], title: str, names: tuple[str, str]) -> Figure:
     """One panel a comparison: each head's value, beside its control."""
-    rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(9, 2.4 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, 3, squeeze=False, sharey=True, sharex=True).flatten()
+    rows = -(-len(panels) // 4)
+    figure = Figure(figsize=(9, 2.2 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, 4, squeeze=False, sharey=True).flatten()
     for axis in axes[len(panels) :]:
         axis.axis("off")
-    styles = zip(names, ("model", "control"), ("o", "x"), strict=True)
-    for label, colour, marker in styles:
-        for axis, values in zip(axes, panels.values(), strict=False):
-            part = values[names.index(label)]
-            axis.plot(range(len(part)), part, marker, color=COLOURS[colour], label=label, markersize=6)
-    for axis, (name, values) in zip(axes, panels.items(), strict=False):
+    for axis, (name, pair) in zip(axes, panels.items(), strict=False):
+        for values, label, colour, marker in zip(pair, names, ("model", "control"), "ox", strict=True):
+            axis.plot(range(len(values)), values, marker, color=COLOURS[colour], label=label, markersize=5)
         axis.axhline(0, color="grey", linewidth=0.8)
-        axis.set_title(name, fontsize=10)
-        axis.set_xticks(range(len(values[0])))
+        axis.set_title(name, fontsize=9)
+        axis.set_xticks(range(len(pair[0])), range(len(pair[0])), fontsize=7)
         axis.grid(axis="x", alpha=0.3)
-        axis.set_ylim(min(-0.1, axis.get_ylim()[0]), 1.05)
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.supxlabel("head", fontsize=9)
+    lowest = min(min(values) for pair in panels.values() for values in pair)
+    axes[0].set_ylim(min(-0.1, lowest - 0.05), 1.05)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2, frameon=False
+    )
     figure.suptitle(title, fontsize=11, x=0.02, ha="left")
     return figure

@@ -15,12 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.handmade_heads import Patterns, padded_tokens
 from helpers.head_patterns import causal_softmax
 from helpers.stories import Story, encode_story
 
 DIRECTIONS = 40  # of the stream, at most, between which places are fitted
 FLOOR = 0.1  # of the mean variance within a position: what a direction of hardly any counts as having
-EVENLY = 0.05  # how much of a position's weight in the fit is dealt evenly to all keys, the rest as the program attends
+EVENLY = (
+    0.05  # share of a query's weight in the fit that is dealt evenly to its keys; the rest as the program attends
+)
 FAINTEST = 1e-4  # share of attention below which all distances (and words) count as equally far (or plain)
 
 
@@ -36,8 +39,11 @@ def read_heads_input(
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What heads read on explore text, on average, and by token (share: how often it comes). count: how often each position comes. rows: directions that tell positions
-    apart best, scaled so that tokens blur each by one, all alike; place: where each position lies along them."""
+    """What heads read on explore text, on average (mean, covariance) and by token (share: how often it comes).
+
+    count: how often each position comes. rows: the directions that tell positions apart best; place: where each
+    position lies along them; blur: how the tokens at a position scatter around its place (covariance).
+    """
 
     mean: Float[Tensor, " d_model"]
     covariance: Float[Tensor, "d_model d_model"]
@@ -95,6 +101,10 @@ class HandQueries:
     b_q: Float[Tensor, "head d_head"]
     k: Float[Tensor, "head d_model d_head"]
     b_k: Float[Tensor, "head d_head"]
+
+    def patterns(self, model: TransformerBridge) -> Patterns:
+        """The patterns of a batch under these weights."""
+        return lambda batch: self.pattern(read_heads_input(model, padded_tokens(batch)))
 
     def pattern(self, x: Float[Tensor, "story pos d_model"]) -> Float[Tensor, "story head query key"]:
         """The attention patterns that the weights make of what the heads read."""

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -39,42 +40,57 @@ class Way:
         return self.values.writes(looked_at(batch, pattern, x)) + removed
 
 
+Neurons = Callable[
+    [Float[Tensor, "n d_model"]], Float[Tensor, "n d_model"]
+]  # from what stands before an MLP to its write
+
+
 @torch.no_grad()
 def surgery(
     model: TransformerBridge,
     stories: Iterable[Story],
     ways: dict[str, Way],
-    replaced: dict[str, tuple[str, list[int]]],
     removed: Float[Tensor, "head d_model"],
+    some: dict[str, tuple[str, list[int]]] | None = None,
+    neurons: dict[str, tuple[str, Neurons]] | None = None,
     every: int = 1,
-    hand: Callable[[Batch], dict[str, tuple[str, Float[Tensor, "n d_model"]]]] = lambda batch: {},
 ) -> StoryTable:
-    """Losses over stories: "whole model"; each of `ways` for all heads; and each of `replaced`, a way for some heads.
+    """Losses over stories as columns: "whole model", and every way by its name, for all heads.
 
-    hand: further columns, as a way for all heads ("" for their own) and what stands in place of the MLP's write. One in
-    `every` positions is scored.
+    some: further columns, a way and the heads that it is for; the others stay as they are. neurons: further columns,
+    a way for all heads ("" for none) and what stands in the MLP's place. One in `every` positions is scored.
     """
-    table, all_heads = StoryTable(), list(range(model.cfg.n_heads))
-    wanted = {name: (name, all_heads) for name in ways} | replaced
+    table, everyone, own_neurons = StoryTable(), list(range(model.cfg.n_heads)), partial(mlp_write, model)
     for whole in walk(model, stories, positions=4096):
         batch = whole.chosen(torch.arange(0, len(whole.target), every))
         mid, own = batch.flat(batch.streams.resid_mid), head_writes(model, batch.flat(batch.streams.z))
-        columns = {"whole model": residual_losses(model, batch.flat(batch.streams.resid_post), batch.target)}
-        instead = hand(batch)
-        for name, way in ways.items():
-            change = way.writes(model, batch, removed) - own
-            for column, (used, heads) in wanted.items():
-                if used == name:
-                    moved = mid + change[:, heads].sum(1)
-                    columns[column] = residual_losses(model, moved + mlp_write(model, moved), batch.target)
-            for column, (used, write) in instead.items():
-                if used == name:
-                    columns[column] = residual_losses(model, mid + change.sum(1) + write, batch.target)
-        for column, (used, write) in instead.items():
-            if not used:
-                columns[column] = residual_losses(model, mid + write, batch.target)
+        columns = {}
+        for name, way in {"": None, **ways}.items():
+            change = way.writes(model, batch, removed) - own if way else torch.zeros(1, len(everyone), 1)
+            wanted = {name or "whole model": (everyone, own_neurons)}
+            wanted |= {key: (h, own_neurons) for key, (used, h) in (some or {}).items() if used == name}
+            wanted |= {key: (everyone, mlp) for key, (used, mlp) in (neurons or {}).items() if used == name}
+            for column, (heads, mlp) in wanted.items():
+                stream = mid + change[:, heads].sum(1)
+                columns[column] = residual_losses(model, stream + mlp(stream), batch.target)
         table.add(batch.story, columns)
     return table
+
+
+def either(first: Patterns, second: Patterns, heads: list[int]) -> Patterns:
+    """The patterns of some heads made the first way, those of the others the second."""
+
+    def patterns(batch: Batch) -> Float[Tensor, "story head query key"]:
+        made = second(batch).clone()
+        made[:, heads] = first(batch)[:, heads]
+        return made
+
+    return patterns
+
+
+def dealt(patterns: Patterns, order: Int[Tensor, " head"]) -> Patterns:
+    """The same patterns in other heads."""
+    return lambda batch: patterns(batch)[:, order]
 
 
 def install_heads(
