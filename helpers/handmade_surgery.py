@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.circuits import head_writes, mlp_write, residual_losses
+from helpers.circuits import head_writes, mean_writes, mlp_write, residual_losses
 from helpers.corpus import Batch, walk
 from helpers.estimates import StoryTable
 from helpers.handmade_heads import Patterns, padded_tokens
@@ -43,6 +43,12 @@ class Way:
 Neurons = Callable[
     [Float[Tensor, "n d_model"]], Float[Tensor, "n d_model"]
 ]  # from what stands before an MLP to its write
+
+
+def mean_heads(model: TransformerBridge, stories: Iterable[Story]) -> Float[Tensor, "head d_model"]:
+    """The mean write of every head: what mean ablation puts in its place."""
+    means = mean_writes(model, walk(model, stories, positions=4096))
+    return torch.stack([means[f"head {h}"] for h in range(model.cfg.n_heads)])
 
 
 @torch.no_grad()

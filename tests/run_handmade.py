@@ -5,7 +5,6 @@ import resource
 import sys
 
 import torch
-
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import (
@@ -20,7 +19,6 @@ from helpers import (
     load_model,
     load_stories,
 )
-from helpers.circuits import mean_writes
 from helpers.contexts import contexts, gather
 from helpers.corpus import walk
 from helpers.handmade_surgery import Way
@@ -42,8 +40,7 @@ def surgery_on_heads(model: TransformerBridge, stories: list[Story], asked) -> l
         walk(model, stories[:1]), {"program": programs.patterns("distance and word")}, patterns
     )["program"]
     values = handmade_values.values_by_hand(model, walk(model, stories[:2]), reading, patterns, asked)
-    means = mean_writes(model, walk(model, stories[:1]))
-    removed = torch.stack([means[f"head {h}"] for h in range(model.cfg.n_heads)])
+    removed = handmade_surgery.mean_heads(model, stories[:1])
     ways = {"weights": Way(patterns), "all": Way(patterns, values), "removed": Way()}
     cut = handmade_surgery.surgery(model, stories[:1], ways, removed, {"one": ("all", [0])}, every=2)
     tokens = torch.arange(1, 30)
