@@ -83,30 +83,47 @@ def values_by_hand(
     One regression for all heads together; then each head keeps the d_head directions of its part that vary most on
     the text (reduced-rank regression, Izenman, 1975), and the outputs are fitted again to the values that are left.
     """
-    heads, d = model.cfg.n_heads, model.cfg.d_model
+    heads, d, rank = model.cfg.n_heads, model.cfg.d_model, model.cfg.d_head
     wide = torch.linalg.eigh(reading.covariance).eigenvectors.flip(1)[:, : min(d, FEATURES // heads)]
-    back, total, cross, square, count = toward_neurons(model), 0.0, 0.0, 0.0, 0
-    aimed = 0.0
-    for batch in batches:
-        x = read_heads_input(model, padded_tokens(batch)) - reading.mean
-        y = looked_at(batch, patterns(batch), x @ wide).flatten(1)
-        want = asked(batch) @ back * read_scale(model, batch.flat(batch.streams.resid_mid)).mean()
-        total, aimed, count = total + y.sum(0), aimed + want.sum(0), count + len(y)
-        square, cross = square + y.T @ y, cross + y.T @ want
-    mean = total / count
-    square, cross = square / count - torch.outer(mean, mean), cross / count - torch.outer(mean, aimed / count)
-    part = ridge_solve(square, cross).view(heads, -1, d)
-    size = part.shape[1]
-    v = torch.zeros(heads, size, model.cfg.d_head)
-    for h in range(heads):
-        block = square[h * size : (h + 1) * size, h * size : (h + 1) * size]
-        kept = torch.linalg.eigh(part[h].T @ block @ part[h]).eigenvectors.flip(1)[:, : model.cfg.d_head]
-        v[h] = part[h] @ kept
+    mean, square, cross = _moments(model, batches, reading.mean, wide, patterns, asked)
+    parts, size = ridge_solve(square, cross).view(heads, -1, d), wide.shape[1]
+    blocks = [square[h * size : (h + 1) * size, h * size : (h + 1) * size] for h in range(heads)]
+    pairs = zip(parts, blocks, strict=True)
+    v = torch.stack([part @ _widest(part, block, rank) for part, block in pairs])
     spread = torch.block_diag(*v)
-    o = ridge_solve(spread.T @ square @ spread, spread.T @ cross).view(heads, model.cfg.d_head, d)
+    o = ridge_solve(spread.T @ square @ spread, spread.T @ cross).view(heads, rank, d)
     middle = torch.einsum("hs,hse,hem->hm", mean.view(heads, size), v, o)
     v = torch.einsum("ms,hse->hme", wide, v)
     return HandValues(v, o, middle + torch.einsum("m,hme,hed->hd", reading.mean, v, o))
+
+
+def _widest(
+    part: Float[Tensor, "f d_model"], covariance: Float[Tensor, "f f"], most: int
+) -> Float[Tensor, "d_model most"]:
+    """The directions in which a part of a regression varies most, its features having that covariance."""
+    root = torch.linalg.cholesky(covariance + 1e-6 * covariance.diagonal().mean() * torch.eye(len(covariance)))
+    return torch.linalg.svd(root.T @ part, full_matrices=False).Vh[:most].T
+
+
+def _moments(
+    model: TransformerBridge,
+    batches: Iterable[Batch],
+    middle: Float[Tensor, " d_model"],
+    wide: Float[Tensor, "d_model feature"],
+    patterns: Patterns,
+    asked: Callable[[Batch], Float[Tensor, "n neuron"]],
+) -> tuple[Float[Tensor, " f"], Float[Tensor, "f f"], Float[Tensor, "f d_model"]]:
+    """Of what all heads look at (along `wide`, less `middle`, head after head): mean, covariance, and covariance with the
+    change of the stream that is asked for."""
+    back, total, square, wanted, cross, count = toward_neurons(model), 0.0, 0.0, 0.0, 0.0, 0
+    for batch in batches:
+        x = (read_heads_input(model, padded_tokens(batch)) - middle) @ wide
+        y = looked_at(batch, patterns(batch), x).flatten(1)
+        want = asked(batch) @ back * read_scale(model, batch.flat(batch.streams.resid_mid)).mean()
+        total, square, count = total + y.sum(0), square + y.T @ y, count + len(y)
+        wanted, cross = wanted + want.sum(0), cross + y.T @ want
+    mean = total / count
+    return mean, square / count - torch.outer(mean, mean), cross / count - torch.outer(mean, wanted / count)
 
 
 def ridge_solve(square: Float[Tensor, "k k"], cross: Float[Tensor, "k m"]) -> Float[Tensor, "k m"]:
