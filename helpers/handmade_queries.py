@@ -24,7 +24,9 @@ FLOOR = 0.1  # of the mean variance within a position: what a direction of hardl
 EVENLY = (
     0.05  # share of a query's weight in the fit that is dealt evenly to its keys; the rest as the program attends
 )
-FAINTEST = 1e-4  # share of attention below which all distances (and words) count as equally far (or plain)
+FAINTEST = (
+    1e-4  # of the largest share of attention: distances with less count alike (words with a smaller ratio too)
+)
 
 
 def read_heads_input(
@@ -113,23 +115,28 @@ class HandQueries:
         return causal_softmax(query @ key.transpose(2, 3))
 
 
+def _aims(by_distance: Float[Tensor, " distance"], n: int) -> tuple[Tensor, Tensor]:
+    """For n positions as queries and keys: log of the program's attention, and the weight of the pair (rows sum to 1)."""
+    gap = torch.arange(n)[:, None] - torch.arange(n)
+    weight = by_distance[gap.clamp(min=0)].clamp(min=FAINTEST * by_distance.max()) * (gap >= 0)
+    aim = weight.clamp(min=1e-30).log()
+    even = (gap >= 0).float() / (gap >= 0).sum(1, keepdim=True)
+    return aim, (1 - EVENLY) * weight / weight.sum(1, keepdim=True) + EVENLY * even
+
+
 def place_form(
     reading: Reading, by_distance: Float[Tensor, " distance"]
 ) -> Float[Tensor, "direction_or_constant direction"]:
     """The bilinear form of query and key places that comes nearest to log by_distance; its last row goes with a
     constant query.
 
-    Every query counts as often as its position comes, and its keys by the attention that the program pays them, half
-    of it dealt evenly. What all keys of a query have in common does not count, as the softmax drops it. Tokens blur
-    places on both sides, by one along every direction: the form pays for that as the expected error says.
+    Weighted least squares over all pairs of a position and one before it: a query counts as often as its position
+    comes, its keys by the attention that the program pays them. What all keys of a query have in common does not count,
+    as the softmax drops it. Tokens scatter both places around their means (`reading.blur`), independently; the error that
+    is made least is the one expected over that.
     """
     n, r = reading.place.shape
-    gap = torch.arange(n)[:, None] - torch.arange(n)
-    weight = by_distance[gap.clamp(min=0)].clamp(min=FAINTEST * by_distance.max()) * (gap >= 0)
-    aim = weight.clamp(min=1e-30).log()
-    weight = weight / weight.sum(1, keepdim=True)
-    even = (gap >= 0).float() / (gap >= 0).sum(1, keepdim=True)
-    weight = (1 - EVENLY) * weight + EVENLY * even
+    aim, weight = _aims(by_distance, n)
     query = torch.cat([reading.place, torch.ones(n, 1)], 1)
     middle = weight @ reading.place
     pairs = reading.place[:, :, None] * reading.place[:, None]
@@ -146,12 +153,12 @@ def place_form(
     return torch.linalg.solve(normal, right.flatten().double()).view(r + 1, r).float()
 
 
-def word_direction(reading: Reading, by_word: Float[Tensor, " v"]) -> Float[Tensor, " d_model"]:
-    """The direction of what heads read that follows log by_word: its linear regression over the tokens of the text."""
+def word_directions(reading: Reading, by_word: Float[Tensor, "head v"]) -> Float[Tensor, "head d_model"]:
+    """For each head the direction of what it reads that follows log by_word: a linear regression over the text's tokens."""
     aim = by_word.clamp(min=FAINTEST).log()
-    aim = reading.share * (aim - reading.share @ aim)
+    aim = reading.share * (aim - aim @ reading.share[:, None])
     ridge = 1e-3 * reading.covariance.diagonal().mean() * torch.eye(len(reading.mean))
-    return torch.linalg.solve(reading.covariance + ridge, aim @ (reading.by_token - reading.mean))
+    return torch.linalg.solve(reading.covariance + ridge, (aim @ (reading.by_token - reading.mean)).T).T
 
 
 def halves(
@@ -172,12 +179,12 @@ def queries_by_hand(
 ) -> HandQueries:
     """Weights of heads whose attention follows their programs' numbers."""
     q, k = torch.zeros(2, len(by_distance), len(reading.mean), d_head)
-    b_q = torch.zeros(len(by_distance), d_head)
+    b_q, words = torch.zeros(len(by_distance), d_head), word_directions(reading, by_word)
     for h in range(len(by_distance)):
         form = place_form(reading, by_distance[h])
         asks, answers = halves(form[:-1], reading, d_head - 1)
         q[h, :, : asks.shape[1]], k[h, :, : asks.shape[1]] = reading.rows @ asks, reading.rows @ answers
         b_q[h] = -reading.mean @ q[h]
         b_q[h, -1] = 1.0
-        k[h, :, -1] = reading.rows @ form[-1] + word_direction(reading, by_word[h])
+        k[h, :, -1] = reading.rows @ form[-1] + words[h]
     return HandQueries(q, b_q, k, -torch.einsum("m,hme->he", reading.mean, k))

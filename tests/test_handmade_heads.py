@@ -147,7 +147,7 @@ def test_the_word_direction_scores_its_word_highest(model, reading):
     token = int(reading.share.topk(3).indices[-1])
     by_word = torch.ones(model.cfg.d_vocab)
     by_word[token] = 8.0
-    score = (reading.by_token - reading.mean) @ handmade_queries.word_direction(reading, by_word)
+    score = (reading.by_token - reading.mean) @ handmade_queries.word_directions(reading, by_word[None])[0]
     often = reading.share.topk(60).indices
     assert often[score[often].argmax()] == token and score[token] > 1
 
