@@ -1,7 +1,7 @@
 """Heads made by hand: attention patterns written as programs, put in place of the learned ones.
 
 A program says where a head looks from the distance and the words alone, not from queries and keys: evenly; at the
-word before; by distance; by distance and by which word stands there. The values that are moved stay the head's own.
+word before; by distance; by distance and by which word stands there. (`handmade_queries` turns the last into weights.)
 """
 
 import dataclasses
@@ -12,27 +12,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.circuits import head_writes, mlp_write, residual_losses
 from helpers.corpus import Batch, walk
+from helpers.head_patterns import even_attention, flat_heads, overlap
 from helpers.stories import Story
 
 PROGRAMS = ("even", "word before", "distance", "distance and word")
 PRIOR = 1.0  # attention (in whole positions) that a word has to gather before it moves its ratio
+Patterns = Callable[[Batch], Float[Tensor, "story head query key"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadPrograms:
     """by_distance: each head's mean attention by distance. by_word: how much more a head attends to a token than its
-    distance says (1: as much). error: mean share of attention that each program puts elsewhere, on explore. chosen:
-    each head's program, the one with the least error."""
+    distance says (1: as much)."""
 
     by_distance: Float[Tensor, "head distance"]
     by_word: Float[Tensor, "head v"]
-    error: Float[Tensor, "program head"]
 
-    @property
-    def chosen(self) -> list[str]:
-        return [PROGRAMS[i] for i in self.error.argmin(0).tolist()]
+    def patterns(self, program: str) -> Patterns:
+        """The attention that one of PROGRAMS prescribes to every head."""
+        return lambda batch: pattern(program, padded_tokens(batch), self.by_distance, self.by_word)
 
 
 def pattern(
@@ -42,16 +41,19 @@ def pattern(
     n, heads = tokens.shape[1], len(by_distance)
     gap = torch.arange(n)[:, None] - torch.arange(n)
     weight = (gap >= 0).float().expand(len(tokens), heads, n, n)
+    if program == "even":
+        return even_attention(weight)
     if program == "word before":
         weight = ((gap == 1) | (gap == 0) & (torch.arange(n) == 0)).float().expand(len(tokens), heads, n, n)
-    elif program != "even":
+    else:
         weight = weight * by_distance[:, gap.clamp(min=0)]
         if program == "distance and word":
             weight = weight * by_word[:, tokens].transpose(0, 1)[:, :, None]
     return weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
 
 
-def _tokens(batch: Batch) -> Int[Tensor, "story pos"]:
+def padded_tokens(batch: Batch) -> Int[Tensor, "story pos"]:
+    """A batch's tokens as rows of one length."""
     return torch.nn.utils.rnn.pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
 
 
@@ -62,87 +64,43 @@ def _scored(batch: Batch) -> Float[Tensor, "story pos"]:
     return mask
 
 
+def own_patterns(batch: Batch) -> Float[Tensor, "story head query key"]:
+    """The heads' own attention."""
+    return batch.streams.pattern
+
+
 @torch.no_grad()
-def fit(model: TransformerBridge, stories: list[Story]) -> HeadPrograms:
-    """The numbers in the programs, as averages of the heads' attention over stories, in three passes."""
-    heads, length, vocabulary = model.cfg.n_heads, model.cfg.n_ctx, model.cfg.d_vocab
+def fit(model: TransformerBridge, stories: list[Story], patterns: Patterns = own_patterns) -> HeadPrograms:
+    """The numbers in the programs, as averages of the heads' attention (or of other patterns) over stories, in two
+    passes."""
+    heads, length = model.cfg.n_heads, model.cfg.n_ctx
     sums, count = torch.zeros(heads, length), torch.zeros(length)
     for batch in walk(model, stories, positions=4096):
-        seen, n = _scored(batch), batch.streams.pattern.shape[-1]
-        for d in range(n):
-            along = batch.streams.pattern.diagonal(-d, 2, 3) * seen[:, None, d:]
+        seen, attention = _scored(batch), patterns(batch)
+        for d in range(attention.shape[-1]):
+            along = attention.diagonal(-d, 2, 3) * seen[:, None, d:]
             sums[:, d] += along.sum((0, 2))
             count[d] += seen[:, d:].sum()
     by_distance = sums / count.clamp(min=1)
-    real, meant = torch.zeros(2, heads, vocabulary)
-    for batch, mask, tokens in _each(model, stories):
-        plain = pattern("distance", tokens, by_distance, real) * mask
-        for total, attention in ((real, batch.streams.pattern * mask), (meant, plain)):
-            gathered = attention.sum(2).transpose(0, 1).reshape(heads, -1)
+    real, meant = torch.zeros(2, heads, model.cfg.d_vocab)
+    for batch in walk(model, stories, positions=4096):
+        mask, tokens = _scored(batch)[:, None, :, None], padded_tokens(batch)
+        plain = pattern("distance", tokens, by_distance, real)
+        for total, attention in ((real, patterns(batch)), (meant, plain)):
+            gathered = (attention * mask).sum(2).transpose(0, 1).reshape(heads, -1)
             total.index_add_(1, tokens.flatten(), gathered)
-    by_word = (real + PRIOR) / (meant + PRIOR)
-    error, total = torch.zeros(len(PROGRAMS), heads), 0.0
-    for batch, mask, tokens in _each(model, stories):
-        for i, program in enumerate(PROGRAMS):
-            off = (pattern(program, tokens, by_distance, by_word) - batch.streams.pattern).abs() * mask
-            error[i] += off.sum((0, 2, 3)) / 2
-        total += mask.sum().item()
-    return HeadPrograms(by_distance, by_word, error / total)
-
-
-def _each(model: TransformerBridge, stories: list[Story]):
-    for batch in walk(model, stories, positions=4096):
-        yield batch, _scored(batch)[:, None, :, None], _tokens(batch)
-
-
-def program_change(
-    model: TransformerBridge, batch: Batch, programs: HeadPrograms, chosen: list[str]
-) -> Float[Tensor, "n d_model"]:
-    """What the heads' writes change by when each head's pattern is its program's (`hook_z` from `hook_v`)."""
-    tokens, streams = _tokens(batch), batch.streams
-    z = torch.zeros_like(streams.z)
-    for program in set(chosen):
-        mine = torch.tensor([name == program for name in chosen])
-        made = pattern(program, tokens, programs.by_distance[mine], programs.by_word[mine])
-        z[:, :, mine] = torch.einsum("shqk,skhd->sqhd", made, streams.v[:, :, mine])
-    return batch.flat(head_writes(model, z - streams.z).sum(-2))
+    return HeadPrograms(by_distance, (real + PRIOR) / (meant + PRIOR))
 
 
 @torch.no_grad()
-def mean_heads(model: TransformerBridge, stories: list[Story]) -> Float[Tensor, " d_model"]:
-    """Mean of what all heads together write: what removing them puts in their place."""
-    total, count = 0.0, 0
-    for batch in walk(model, stories, positions=4096):
-        write = batch.flat(head_writes(model, batch.streams.z).sum(-2))
-        total, count = total + write.sum(0), count + len(write)
-    return total / count
-
-
-@torch.no_grad()
-def surgery(
-    model: TransformerBridge,
-    stories: Iterable[Story],
-    programs: HeadPrograms,
-    removed: Float[Tensor, " d_model"],
-    ways: dict[str, list[str]],
-    hand: Callable[[Batch], Float[Tensor, "n d_model"]],
-    silent: Float[Tensor, " d_model"],
-) -> tuple[Int[Tensor, " n"], dict[str, Float[Tensor, " n"]]]:
-    """Each position's story, and its loss with the heads replaced in every way of `ways` (a program a head).
-
-    Also "removed" (heads at their mean), "whole model", "hand neurons" (`hand` in place of the MLP's write), "hand
-    neurons and heads" (with the first way), and "all removed" (heads and MLP at their means, `silent` the latter's).
-    """
-    story, found = [], {}
-    for batch in walk(model, stories, positions=4096):
-        flat, changes = batch.flat, {"whole model": torch.zeros(1)}
-        mid, written = flat(batch.streams.resid_mid), hand(batch)
-        changes |= {name: program_change(model, batch, programs, way) for name, way in ways.items()}
-        changes["removed"] = removed - flat(head_writes(model, batch.streams.z).sum(-2))
-        final = {name: mid + change + mlp_write(model, mid + change) for name, change in changes.items()}
-        final |= {"hand neurons": mid + written, "all removed": mid + changes["removed"] + silent}
-        final["hand neurons and heads"] = mid + changes[next(iter(ways))] + written
-        for name, residual in final.items():
-            found.setdefault(name, []).append(residual_losses(model, residual, batch.target))
-        story.append(batch.story)
-    return torch.cat(story), {name: torch.cat(parts) for name, parts in found.items()}
+def common_attention(
+    batches: Iterable[Batch], made: dict[str, Patterns], other: Patterns = own_patterns
+) -> dict[str, Float[Tensor, " head"]]:
+    """Mean overlap of each head's attention with what some ways of making it give, over the scored positions of a walk."""
+    total, count = dict.fromkeys(made, 0.0), 0
+    for batch in batches:
+        true = other(batch)
+        for name, way in made.items():
+            total[name] = total[name] + flat_heads(batch, overlap(way(batch), true)).sum(0)
+        count += len(batch.target)
+    return {name: value / count for name, value in total.items()}

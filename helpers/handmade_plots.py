@@ -37,7 +37,7 @@ def given_back(sizes: list[int], lines: dict[str, list[Estimate]], title: str, x
     """Share of the cost of removal that ways of replacing give back, against the number of components replaced, with
     intervals; 0 is removal and 1 the components themselves. A line may end before the last size."""
     figure, (axis,) = new_axes(8.5, 4.4)
-    styles = ["-o", "-s", "--^", ":v", "-.d"]
+    styles = ["-o", "-s", "--^", ":v", "-.d", "--x"]
     for (name, values), style in zip(lines.items(), styles, strict=False):
         x = sizes[: len(values)]
         (line,) = axis.plot(x, [value.mean for value in values], style, label=name, markersize=4)
@@ -70,5 +70,28 @@ def histograms(values: dict[str, tuple[np.ndarray, np.ndarray]], title: str, nam
         axis.set_title(name, fontsize=10)
         axes[0].set_ylabel("neurons")
     axes[0].legend(fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11, x=0.02, ha="left")
+    return figure
+
+
+def by_head(panels: dict[str, tuple[list[float], list[float]]], title: str, names: tuple[str, str]) -> Figure:
+    """One panel a comparison: each head's value, beside its control."""
+    rows = -(-len(panels) // 4)
+    figure = Figure(figsize=(9, 2.2 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, 4, squeeze=False, sharey=True).flatten()
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    for axis, (name, pair) in zip(axes, panels.items(), strict=False):
+        for values, label, colour, marker in zip(pair, names, ("model", "control"), "ox", strict=True):
+            axis.plot(range(len(values)), values, marker, color=COLOURS[colour], label=label, markersize=5)
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.set_title(name, fontsize=9)
+        axis.set_xticks(range(len(pair[0])), range(len(pair[0])), fontsize=7)
+        axis.grid(axis="x", alpha=0.3)
+    lowest = min(min(values) for pair in panels.values() for values in pair)
+    axes[0].set_ylim(min(-0.1, lowest - 0.05), 1.05)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2, frameon=False
+    )
     figure.suptitle(title, fontsize=11, x=0.02, ha="left")
     return figure

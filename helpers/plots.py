@@ -221,7 +221,9 @@ def token_grid(
                 fontsize=7,
                 color=ink,
             )
-    beyond = "both" if np.abs(values).max(initial=0) > limit and signed else "neither"  # values past the last colour
+    beyond = (
+        "both" if np.abs(values).max(initial=0) > limit and signed else "neither"
+    )  # values past the last colour
     figure.colorbar(image, ax=axis, label=unit, shrink=0.9, extend=beyond)
     return figure
 

@@ -5,23 +5,54 @@ import resource
 import sys
 
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import (
     handmade,
     handmade_compare,
+    handmade_head_compare,
     handmade_heads,
     handmade_mechanisms,
+    handmade_queries,
     handmade_reads,
+    handmade_surgery,
+    handmade_values,
     load_model,
     load_stories,
 )
 from helpers.contexts import contexts, gather
+from helpers.corpus import walk
 from helpers.handmade_controls import about_other_words
+from helpers.handmade_surgery import Way
 from helpers.predicates import coded_slots, word_groups
 from helpers.rule_fitting import Slots, propose
 from helpers.rules import Rule, predictions
+from helpers.stories import Story
 
 SOME = 256  # neurons that get a rule; the others none
+
+
+def surgery_on_heads(model: TransformerBridge, stories: list[Story], asked) -> list[torch.Tensor]:
+    """Losses, weights and comparisons of handmade heads; the first has a number for each head."""
+    programs = handmade_heads.fit(model, stories[:2])
+    reading = handmade_queries.measure_reading(model, stories)
+    queries = handmade_queries.queries_by_hand(reading, programs.by_distance, programs.by_word, model.cfg.d_head)
+    patterns = queries.patterns(model)
+    alike = handmade_heads.common_attention(
+        walk(model, stories[:1]), {"program": programs.patterns("distance and word")}, patterns
+    )["program"]
+    values = handmade_values.values_by_hand(model, walk(model, stories[:2]), reading, patterns, asked)
+    removed = handmade_surgery.mean_heads(model, stories[:1])
+    ways = {"weights": Way(patterns), "all": Way(patterns, values), "removed": Way()}
+    cut = handmade_surgery.surgery(model, stories[:1], ways, removed, {"one": ("all", [0])}, every=2)
+    tokens = torch.arange(1, 30)
+    both = handmade_head_compare.responses(
+        model, [handmade_head_compare.random_batch(model, tokens, 2, 16)], ways["all"], removed
+    )
+    pairs = [*handmade_head_compare.weights_alike(model, queries, values).values(), both["writes"]]
+    pairs.append(handmade_head_compare.promoted_alike(model, values, tokens))
+    handmade_surgery.install_heads(model, queries, [0, 1], values, removed)()
+    return [alike, *(cut.means(name) for name in (*ways, "one")), *(side for pair in pairs for side in pair)]
 
 
 def main(folder: str) -> dict:
@@ -52,20 +83,17 @@ def main(folder: str) -> dict:
     hand = handmade_reads.install(reads, inputs, fires, writes.rows, bias)
     undo = handmade_reads.drop_in(model, hand, torch.arange(SOME), means)
     undo()
-    programs = handmade_heads.fit(model, stories[:2])
-    ways = {"own": programs.chosen}
-    _, cut = handmade_heads.surgery(
-        model, stories[:1], programs, handmade_heads.mean_heads(model, stories[:1]), ways,
-        lambda batch: (predictions(found, coded_slots(contexts(batch.encoded), groups)) - writes.mean) @ writes.rows, bias,
-    )  # fmt: skip
+    heads = surgery_on_heads(
+        model, stories, lambda b: handmade_values.earlier_pushes(found, coded_slots(contexts(b.encoded), groups))
+    )
     known = torch.bincount(text.context.target, minlength=model.cfg.d_vocab) >= 2
     agree, _ = handmade_compare.write_agreement(model, writes.rows, known)
     own, made = handmade_compare.on_stimuli(model, hand, known.nonzero()[:8, 0])
     unit = 1 if sys.platform == "darwin" else 1024
-    values = [loss, phrases[1], other.rows, reads.covered, off.rows, agree, own, made, *cut.values()]
+    values = [loss, phrases[1], other.rows, reads.covered, off.rows, agree, own, made, *heads]
     return {
         "finite": all(bool(value.isfinite().all()) for value in values),
-        "heads": len(programs.chosen),
+        "heads": len(heads[0]),
         "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
 

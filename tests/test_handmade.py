@@ -1,11 +1,9 @@
-"""Handmade neurons and heads: what they write and read on made-up input, and that surgery is real and undone."""
-
-import dataclasses
+"""Handmade neurons: what they write and read on made-up input, and that surgery is real and undone."""
 
 import pytest
 import torch
 
-from helpers import handmade, handmade_compare, handmade_heads, handmade_mechanisms, handmade_plots, handmade_reads
+from helpers import handmade, handmade_compare, handmade_mechanisms, handmade_plots, handmade_reads
 from helpers.circuits import residual_losses
 from helpers.contexts import gather
 from helpers.corpus import run_streams, walk
@@ -245,52 +243,6 @@ def test_dropped_in_weights_are_used_and_undone(model, text, stream, groups, cod
     torch.testing.assert_close(during.mlp_out[0], expected, atol=1e-3, rtol=1e-3)
     undo()
     assert torch.equal(run_streams(model, tokens).mlp_out, before.mlp_out)
-
-
-# heads
-
-
-def test_programs_are_attention_patterns():
-    tokens, flat = torch.tensor([[1, 2, 3, 2]]), torch.ones(1, 4)
-    profile, words = torch.tensor([[0.2, 0.6, 0.1, 0.1]]), torch.tensor([[1.0, 1.0, 3.0, 1.0]])
-    for program in handmade_heads.PROGRAMS:
-        made = handmade_heads.pattern(program, tokens, profile, words)
-        torch.testing.assert_close(made.sum(-1), flat[None])
-        assert made[0, 0].triu(1).sum() == 0
-    assert handmade_heads.pattern("word before", tokens, profile, words)[0, 0, 3, 2] == 1
-    by_word = handmade_heads.pattern("distance and word", tokens, profile, words)[0, 0, 3]
-    torch.testing.assert_close(by_word, torch.tensor([0.1, 0.3, 0.6, 0.6]) / 1.6)
-
-
-def test_a_head_that_follows_a_program_is_replaced_without_loss(model, half):
-    programs = handmade_heads.fit(model, half[:4])
-    assert (
-        len(programs.chosen) == model.cfg.n_heads and (programs.error >= 0).all() and (programs.error <= 1).all()
-    )
-    batch = next(walk(model, half[:2]))
-    own = batch.streams.pattern
-    tokens = torch.nn.utils.rnn.pad_sequence([s.tokens for s in batch.encoded], batch_first=True)
-    made = handmade_heads.pattern("even", tokens, programs.by_distance, programs.by_word)
-    z = torch.einsum("shqk,skhd->sqhd", made, batch.streams.v)
-    batch = dataclasses.replace(batch, streams=dataclasses.replace(batch.streams, z=z))
-    change = handmade_heads.program_change(model, batch, programs, ["even"] * model.cfg.n_heads)
-    assert change.abs().max() < 1e-4 and own.shape == made.shape
-
-
-def test_surgery_on_heads_gives_the_model_back_where_nothing_is_replaced(model, half):
-    programs = handmade_heads.fit(model, half[:3])
-    removed = handmade_heads.mean_heads(model, half[:3])
-    silent = torch.zeros(model.cfg.d_model)
-    ways = {"even": ["even"] * model.cfg.n_heads}
-    story, found = handmade_heads.surgery(
-        model, half[:2], programs, removed, ways, lambda b: b.flat(b.streams.mlp_out), silent
-    )
-    whole = torch.cat(
-        [residual_losses(model, b.flat(b.streams.resid_post), b.target) for b in walk(model, half[:2])]
-    )
-    torch.testing.assert_close(found["whole model"], whole, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(found["hand neurons"], whole, atol=1e-3, rtol=1e-3)
-    assert found["removed"].mean() > whole.mean() and len(story) == len(whole)
 
 
 # comparisons
