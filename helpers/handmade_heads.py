@@ -63,11 +63,12 @@ def _scored(batch: Batch) -> Float[Tensor, "story pos"]:
 
 
 @torch.no_grad()
-def fit(model: TransformerBridge, stories: list[Story]) -> HeadPrograms:
-    """The numbers in the programs, as averages of the heads' attention over stories, in three passes."""
+def fit(model: TransformerBridge, stories: list[Story], positions: int = 4096) -> HeadPrograms:
+    """The numbers in the programs, as averages of the heads' attention over stories, in three passes (of batches of
+    about `positions` positions)."""
     heads, length, vocabulary = model.cfg.n_heads, model.cfg.n_ctx, model.cfg.d_vocab
     sums, count = torch.zeros(heads, length), torch.zeros(length)
-    for batch in walk(model, stories, positions=4096):
+    for batch in walk(model, stories, positions):
         seen, n = _scored(batch), batch.streams.pattern.shape[-1]
         for d in range(n):
             along = batch.streams.pattern.diagonal(-d, 2, 3) * seen[:, None, d:]
@@ -75,14 +76,14 @@ def fit(model: TransformerBridge, stories: list[Story]) -> HeadPrograms:
             count[d] += seen[:, d:].sum()
     by_distance = sums / count.clamp(min=1)
     real, meant = torch.zeros(2, heads, vocabulary)
-    for batch, mask, tokens in _each(model, stories):
+    for batch, mask, tokens in _each(model, stories, positions):
         plain = pattern("distance", tokens, by_distance, real) * mask
         for total, attention in ((real, batch.streams.pattern * mask), (meant, plain)):
             gathered = attention.sum(2).transpose(0, 1).reshape(heads, -1)
             total.index_add_(1, tokens.flatten(), gathered)
     by_word = (real + PRIOR) / (meant + PRIOR)
     error, total = torch.zeros(len(PROGRAMS), heads), 0.0
-    for batch, mask, tokens in _each(model, stories):
+    for batch, mask, tokens in _each(model, stories, positions):
         for i, program in enumerate(PROGRAMS):
             off = (pattern(program, tokens, by_distance, by_word) - batch.streams.pattern).abs() * mask
             error[i] += off.sum((0, 2, 3)) / 2
@@ -90,8 +91,8 @@ def fit(model: TransformerBridge, stories: list[Story]) -> HeadPrograms:
     return HeadPrograms(by_distance, by_word, error / total)
 
 
-def _each(model: TransformerBridge, stories: list[Story]):
-    for batch in walk(model, stories, positions=4096):
+def _each(model: TransformerBridge, stories: list[Story], positions: int):
+    for batch in walk(model, stories, positions):
         yield batch, _scored(batch)[:, None, :, None], _tokens(batch)
 
 

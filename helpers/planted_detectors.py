@@ -1,0 +1,170 @@
+"""The detectors of the other notebooks, run on the handwritten model and set beside what was planted in it.
+
+Criteria and thresholds are those of the notebooks, and so are the functions; nothing is tuned to this model.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers import balance, handmade_compare, head_copying, head_patterns, head_tables, rule_effects, rule_kinds
+from helpers.comeback_sources import KINDS
+from helpers.contexts import Contexts, vocabulary_of_families
+from helpers.corpus import walk
+from helpers.estimates import StoryTable
+from helpers.handwritten_model import Written
+from helpers.head_programs import Program
+from helpers.neuron_families import find_family
+from helpers.planted import AT_WORDS, BY_DISTANCE, Plan, Score, heads_of, heads_with, names_rule, scored, words_of_heads
+from helpers.predicates import WordGroups
+from helpers.readings import GROUPS, readings
+from helpers.rules import Rule
+from helpers.shares import Coding, Moments, shapley_shares
+from helpers.stories import CLASSES, Story
+
+BRINGS = 0.25  # nats that hiding the sources in one head has to cost, as in notebook 03's library
+HALF = 0.5  # the share of words that notebooks 03 and 05 ask of a head that copies
+
+
+@torch.no_grad()
+def head_kinds(model: TransformerBridge, stories: list[Story]) -> list[str]:
+    """Each head's kind by the criteria of notebook 03."""
+    table, mean_token = StoryTable(), head_patterns.mean_token_side(model, walk(model, stories, 2048))
+    for batch in walk(model, stories, 1024):
+        parts = head_patterns.score_parts(model, batch.streams, mean_token)
+        table.add(batch.story, head_patterns.pattern_columns(model, batch, parts))
+    return head_tables.kinds_of_heads(table, model.cfg.n_heads)
+
+
+def score_kinds_of_heads(written: Written, kinds: list[str]) -> list[Score]:
+    """Heads by where they look: by distance or by words, near by, or at the first position where there is no word."""
+    truth = {"local": tuple(BY_DISTANCE), "position": (*BY_DISTANCE, "four back"), "content": AT_WORDS}
+    truth["first position"] = AT_WORDS
+    return [
+        scored("kinds", f"head is “{kind}”", heads_of(written, *rules), torch.tensor([kind in k.split(", ") for k in kinds]))
+        for kind, rules in truth.items()
+    ]  # fmt: skip
+
+
+def score_programs(written: Written, tables: dict[str, Tensor], programs: list[Program]) -> Score:
+    """How many heads' programs say what was planted; labels dealt: the program of a random head."""
+    rules, words = written.head_rules, words_of_heads(written, tables)
+    of = [tables["classes"][words[h]] if h in words else torch.zeros(0, dtype=torch.long) for h in range(len(rules))]
+    right = torch.tensor([[names_rule(p, rule, mine) for rule, mine in zip(rules, of, strict=True)] for p in programs])
+    n = len(rules)
+    return Score("head's program says the rule", n, n, int(right.diagonal().sum()), "kinds", right.float().mean().item())
+
+
+def score_comebacks(written: Written, tables: dict[str, Tensor], back: StoryTable) -> list[Score]:
+    """Heads that bring back names, repeated nouns and closing quotes; back: a `comeback_table`."""
+    costs = head_tables.single_costs(back, len(written.head_rules))
+    truth = {"name": heads_with(written, tables, "memory", "PROPN")}
+    truth["repeated noun"] = heads_with(written, tables, "memory", "NOUN")
+    truth["closing quote"] = heads_of(written, "quotes")
+    found = {kind: costs[:, list(KINDS).index(kind)] >= BRINGS for kind in truth}
+    return [scored("comebacks", f"head brings back: {kind}", planted, found[kind]) for kind, planted in truth.items()]
+
+
+def score_copying(
+    model: TransformerBridge,
+    written: Written,
+    by_word: Float[Tensor, "head v"],
+    onward: Float[Tensor, "d_model d_model"],
+    every: int = 4,
+    words: int = 30,
+) -> list[Score]:
+    """Four measures of copying: through the MLP (one in `every` token of the vocabulary), eigenvalues of the direct
+    circuit; and on the words that a head looks at most, directly and through the MLP."""
+    heads = range(model.cfg.n_heads)
+    tokens = torch.arange(0, model.cfg.d_vocab, every)
+    seen = [head_copying.own_token(model, h, by_word[h].topk(words).indices, onward)["in top"] for h in heads]
+    found = {
+        "through the MLP, all words": head_copying.copying(model, tokens, onward)["in top"],
+        "by eigenvalues": [head_copying.eigenvalue_copying(model, h) for h in heads],
+        "its thirty words, directly": [handmade_compare.copies(model, h, by_word[h], words) for h in heads],
+        "its thirty words, through the MLP": seen,
+    }
+    planted = heads_of(written, "memory")
+    return [scored("copying", f"head copies ({name})", planted, torch.tensor(v) >= HALF) for name, v in found.items()]
+
+
+def score_families(
+    model: TransformerBridge, plan: Plan, context: Contexts, activations: Float[Tensor, "n neuron"]
+) -> list[Score]:
+    """The families of syntax of notebook 02."""
+    rows = []
+    for name in vocabulary_of_families()["syntax"]:
+        members = find_family(model, context, activations, name).members
+        found = torch.isin(torch.arange(len(plan.rules)), members)
+        rows.append(scored("families", f"family “{name}”", plan.of_family(context, name), found, plan.asked))
+    return rows
+
+
+def own_shares(
+    context: Contexts, activations: Float[Tensor, "n neuron"], blocks: int = 4
+) -> Float[Tensor, "neuron group"]:
+    """Notebook 04's shares of each neuron's variance: fitted on the stories of half of the blocks, measured on the others."""
+    variables, block = readings(context), context.story % blocks
+    coding = Coding.of(variables)
+    design = coding.columns(variables)
+    moments = Moments.zeros(blocks, design.shape[1], activations.shape[1])
+    for b in range(blocks):
+        moments.add(b, design[block == b], activations[block == b])
+    halves = moments.block(*range(0, blocks, 2)), moments.block(*range(1, blocks, 2))
+    return shapley_shares(*halves, coding, activations.shape[1]).outputs
+
+
+def words_lead(own: Float[Tensor, "neuron group"]) -> Tensor:
+    """Where single words, here and before, explain most of what is explained of a neuron."""
+    number = [list(GROUPS).index(name) for name in ("which word", "previous word")]
+    return own[:, number].sum(1) > own[:, : len(GROUPS)].sum(1) - own[:, number].sum(1)
+
+
+def score_shares(plan: Plan, own: Float[Tensor, "neuron group"]) -> list[Score]:
+    """Syntax, content and single words in the shares of the neurons that are asked about (`own` has these alone)."""
+    tilt, mine = balance.of_shares(own), {rule: plan.of_rules(rule)[plan.asked] for rule in set(plan.rules)}
+    syntax, content, voices = mine["classes"] | mine["quotes"], mine["memory"] | mine["pairs"], mine["current word"]
+    return [
+        scored("shares", "neuron reads more syntax", syntax, tilt > 0, ~voices),
+        scored("shares", "neuron reads more content", content, tilt < 0, ~voices),
+        scored("shares", "single words lead", mine["pairs"] | voices, words_lead(own)),
+    ]
+
+
+def score_rule_kinds(
+    model: TransformerBridge,
+    plan: Plan,
+    context: Contexts,
+    activations: Float[Tensor, "n neuron"],
+    lead: Tensor,
+    least: int = 5,
+) -> tuple[list[Score], dict[str, int]]:
+    """The kinds of rule of notebook 04 for which at least `least` neurons were planted; and for kinds with none, how
+    many neurons were found. lead: `words_lead` of all neurons."""
+    corpus = rule_kinds.Corpus.of(context, rule_kinds.strings(model.tokenizer))
+    sides = rule_kinds.reading_sides(corpus), rule_kinds.writing_sides(corpus)
+    effects = rule_effects.measure(model, context, activations, *sides)
+    sides_of = (rule_effects.correlations(model, side, activations) for side in (context.token, context.target))
+    margin = rule_effects.margins(effects, *sides_of, lead)
+    truth = {name: plan.of_kind(name, effect, *sides) for name, effect in effects.items()}
+    truth[rule_effects.CLASSWISE] = plan.of_rules("classes")
+    truth |= {"erasing the current token": plan.of_rules("current word", "memory")}
+    truth |= {"word after word": plan.of_rules("pairs", "current word")}
+    rows = [scored("rule kinds", f"kind “{name}”", truth[name], margin[name] >= 1, plan.asked) for name in truth]
+    return [r for r in rows if r.planted >= least], {r.name: r.found for r in rows if not r.planted}
+
+
+def sentences(
+    rules: list[Rule], groups: WordGroups, state: str = "inside quotes"
+) -> dict[str, list[set[int]]]:
+    """What each proposed rule names: words here and before (numbers of their spelling), pairs of classes (`first` · number
+    of classes + `second`), and the sign of a state (0 less there, 1 more)."""
+    width, found = len(CLASSES) + 1, {"here": handmade_compare.named_words(rules, "token", groups)}
+    found |= {"before": handmade_compare.named_words(rules, "previous", groups), "classes": [], state: []}
+    for rule in rules:
+        raised = {t.slot: {g for g, x in zip(t.groups, t.amounts, strict=True) if x > 0} for t in rule.terms}
+        pairs = {divmod(g, width) for g in raised.get("classes", set())}
+        found["classes"].append({(a - 1) * len(CLASSES) + b - 1 for a, b in pairs if a and b})
+        found[state].append({int(t.amounts[0] > 0) for t in rule.terms if t.slot == state})
+    return found
