@@ -26,7 +26,7 @@ from helpers.writes import group_effect
 LEAST = 8  # positions at which a neuron's rule has to apply, or nobody could tell from the text what it is
 ONLY = 0.9  # share of these positions that have to lie where a kind of rule fires, for a neuron to be of the kind
 BY_DISTANCE = {"word before": "the token before", "two back": "two tokens back", "three back": "three tokens back"}
-AT_WORDS = ("quotes", "topic", "memory")  # heads that look for words, and at the first position where there is none
+AT_WORDS = ("quotes", "topic", "memory")  # heads of words; where there is none they look at the first position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,11 @@ def family_score(scores: list[Score], family: str) -> tuple[float, float]:
     return sum(s.smaller for s in mine) / len(mine), sum(s.dealt for s in mine) / len(mine)
 
 
+def without_weights(written: Written) -> Written:
+    """The rules alone: what is needed of a written model that has been saved and loaded."""
+    return dataclasses.replace(written, weights={})
+
+
 def heads_of(written: Written, *rules: str) -> Bool[Tensor, " head"]:
     """Which heads have one of some rules."""
     return torch.tensor([rule in rules for rule in written.head_rules])
@@ -116,8 +121,10 @@ def names_rule(program: Program, rule: str, classes: Int[Tensor, " k"]) -> bool:
         return main == (Look("any word", ALL) if rule == "none" else Look("quotation marks", LATEST))
     if rule not in AT_WORDS or main.half_life != ALL:
         return False
+    if rule == "topic" and main.at == "words of the theme":
+        return True
     numbers = torch.tensor([CLASSES.index(name) for name in CLASSES_OF.get(main.at, ())])
-    return (rule == "topic" and main.at == "words of the theme") or torch.isin(classes, numbers).float().mean() >= 0.5
+    return torch.isin(classes, numbers).float().mean().item() >= 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +193,8 @@ def _classes(tables: dict[str, Tensor], context: Contexts):
 
 def _pairs(tables: dict[str, Tensor], context: Contexts):
     before, here = tables["pair"].T
-    return (context.token[:, None] == here) & (context.previous[:, None] == before), tables["pair says"] @ tables["out"].T
+    where = (context.token[:, None] == here) & (context.previous[:, None] == before)
+    return where, tables["pair says"] @ tables["out"].T
 
 
 def _quotes(tables: dict[str, Tensor], context: Contexts):
@@ -198,7 +206,8 @@ def _quotes(tables: dict[str, Tensor], context: Contexts):
 
 def _memory(tables: dict[str, Tensor], context: Contexts):
     words = tables["memory words"]
-    return seen_in_story(context, words).T, -torch.nn.functional.one_hot(words, len(tables["out"])).float()
+    seen = torch.cat([seen_in_story(context, part) for part in words.split(32)])
+    return seen.T, -torch.nn.functional.one_hot(words, len(tables["out"])).float()
 
 
 def inside_quotes(context: Contexts, tables: dict[str, Tensor]) -> Bool[Tensor, " n"]:

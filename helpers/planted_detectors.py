@@ -4,7 +4,7 @@ Criteria and thresholds are those of the notebooks, and so are the functions; no
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -14,9 +14,21 @@ from helpers.contexts import Contexts, vocabulary_of_families
 from helpers.corpus import walk
 from helpers.estimates import StoryTable
 from helpers.handwritten_model import Written
+from helpers.handwritten_neurons import class_pairs
 from helpers.head_programs import Program
 from helpers.neuron_families import find_family
-from helpers.planted import AT_WORDS, BY_DISTANCE, Plan, Score, heads_of, heads_with, names_rule, scored, words_of_heads
+from helpers.planted import (
+    AT_WORDS,
+    BY_DISTANCE,
+    Plan,
+    Score,
+    heads_of,
+    heads_with,
+    names_rule,
+    scored,
+    scored_words,
+    words_of_heads,
+)
 from helpers.predicates import WordGroups
 from helpers.readings import GROUPS, readings
 from helpers.rules import Rule
@@ -50,10 +62,11 @@ def score_kinds_of_heads(written: Written, kinds: list[str]) -> list[Score]:
 def score_programs(written: Written, tables: dict[str, Tensor], programs: list[Program]) -> Score:
     """How many heads' programs say what was planted; labels dealt: the program of a random head."""
     rules, words = written.head_rules, words_of_heads(written, tables)
-    of = [tables["classes"][words[h]] if h in words else torch.zeros(0, dtype=torch.long) for h in range(len(rules))]
-    right = torch.tensor([[names_rule(p, rule, mine) for rule, mine in zip(rules, of, strict=True)] for p in programs])
-    n = len(rules)
-    return Score("head's program says the rule", n, n, int(right.diagonal().sum()), "kinds", right.float().mean().item())
+    none, n = torch.zeros(0, dtype=torch.long), len(rules)
+    own = [(rule, tables["classes"][words.get(h, none)]) for h, rule in enumerate(rules)]
+    right = torch.tensor([[names_rule(program, *mine) for mine in own] for program in programs])
+    hits, chance = int(right.diagonal().sum()), right.float().mean().item()
+    return Score("head's program says the rule", n, n, hits, "kinds", chance)
 
 
 def score_comebacks(written: Written, tables: dict[str, Tensor], back: StoryTable) -> list[Score]:
@@ -63,7 +76,7 @@ def score_comebacks(written: Written, tables: dict[str, Tensor], back: StoryTabl
     truth["repeated noun"] = heads_with(written, tables, "memory", "NOUN")
     truth["closing quote"] = heads_of(written, "quotes")
     found = {kind: costs[:, list(KINDS).index(kind)] >= BRINGS for kind in truth}
-    return [scored("comebacks", f"head brings back: {kind}", planted, found[kind]) for kind, planted in truth.items()]
+    return [scored("comebacks", f"head brings back: {kind}", mine, found[kind]) for kind, mine in truth.items()]
 
 
 def score_copying(
@@ -85,8 +98,8 @@ def score_copying(
         "its thirty words, directly": [handmade_compare.copies(model, h, by_word[h], words) for h in heads],
         "its thirty words, through the MLP": seen,
     }
-    planted = heads_of(written, "memory")
-    return [scored("copying", f"head copies ({name})", planted, torch.tensor(v) >= HALF) for name, v in found.items()]
+    mine, shares = heads_of(written, "memory"), {name: torch.tensor(share) for name, share in found.items()}
+    return [scored("copying", f"head copies ({name})", mine, share >= HALF) for name, share in shares.items()]
 
 
 def score_families(
@@ -123,12 +136,13 @@ def words_lead(own: Float[Tensor, "neuron group"]) -> Tensor:
 
 def score_shares(plan: Plan, own: Float[Tensor, "neuron group"]) -> list[Score]:
     """Syntax, content and single words in the shares of the neurons that are asked about (`own` has these alone)."""
-    tilt, mine = balance.of_shares(own), {rule: plan.of_rules(rule)[plan.asked] for rule in set(plan.rules)}
-    syntax, content, voices = mine["classes"] | mine["quotes"], mine["memory"] | mine["pairs"], mine["current word"]
+    tilt, asked, voices = balance.of_shares(own), plan.asked, ~plan.of_rules("current word")[plan.asked]
+    syntax, content = plan.of_rules("classes", "quotes")[asked], plan.of_rules("memory", "pairs")[asked]
+    words = plan.of_rules("pairs", "current word")[asked]
     return [
-        scored("shares", "neuron reads more syntax", syntax, tilt > 0, ~voices),
-        scored("shares", "neuron reads more content", content, tilt < 0, ~voices),
-        scored("shares", "single words lead", mine["pairs"] | voices, words_lead(own)),
+        scored("shares", "neuron reads more syntax", syntax, tilt > 0, voices),
+        scored("shares", "neuron reads more content", content, tilt < 0, voices),
+        scored("shares", "single words lead", words, words_lead(own)),
     ]
 
 
@@ -155,9 +169,7 @@ def score_rule_kinds(
     return [r for r in rows if r.planted >= least], {r.name: r.found for r in rows if not r.planted}
 
 
-def sentences(
-    rules: list[Rule], groups: WordGroups, state: str = "inside quotes"
-) -> dict[str, list[set[int]]]:
+def sentences(rules: list[Rule], groups: WordGroups, state: str = "inside quotes") -> dict[str, list[set[int]]]:
     """What each proposed rule names: words here and before (numbers of their spelling), pairs of classes (`first` · number
     of classes + `second`), and the sign of a state (0 less there, 1 more)."""
     width, found = len(CLASSES) + 1, {"here": handmade_compare.named_words(rules, "token", groups)}
@@ -168,3 +180,33 @@ def sentences(
         found["classes"].append({(a - 1) * len(CLASSES) + b - 1 for a, b in pairs if a and b})
         found[state].append({int(t.amounts[0] > 0) for t in rule.terms if t.slot == state})
     return found
+
+
+def score_sentences(
+    rules: list[Rule],
+    neurons: Int[Tensor, " k"],
+    plan: Plan,
+    tables: dict[str, Tensor],
+    groups: WordGroups,
+    state: str = "inside quotes",
+) -> list[Score]:
+    """What rules proposed as in notebook 02 for some neurons of pairs, classes and quotes name of what was planted."""
+    named, kind = sentences(rules, groups, state), [plan.rules[j] for j in neurons.tolist()]
+    number = [j - plan.rules.index(rule) for j, rule in zip(neurons.tolist(), kind, strict=True)]
+    mine = {rule: [n for n, r in zip(number, kind, strict=True) if r == rule] for rule in set(kind)}
+    before, here = groups.of[0][tables["pair"]].T[:, mine["pairs"]].tolist()
+    first, second, _ = class_pairs(tables)
+    loud = tables["loud"].repeat(2)[mine["quotes"]]
+    truth = {
+        "pair neuron's current word": ("pairs", "here", here),
+        "pair neuron's word before": ("pairs", "before", before),
+        "class neuron's two classes": ("classes", "classes", (first * len(CLASSES) + second)[mine["classes"]].tolist()),
+        "quote neuron's word": ("quotes", "here", groups.of[0][loud].tolist()),
+        "quote neuron's side": ("quotes", state, [int(n >= len(tables["loud"])) for n in mine["quotes"]]),
+    }  # fmt: skip
+    return [
+        scored_words(
+            "sentences", name, values, [row for row, r in zip(named[slot], kind, strict=True) if r == rule]
+        )
+        for name, (rule, slot, values) in truth.items()
+    ]

@@ -103,7 +103,7 @@ def test_quotation_is_read_as_the_model_is_written_to_read_it(model, tables):
     assert "Hello" in text and "Go" in text and "Then" not in text and "He" not in text.replace("Hello", "")
 
 
-class _untagged:  # noqa: N801 (only what is read of a context)
+class _untagged:
     def __init__(self, story):
         self.token, self.story = story.tokens[:-1], torch.zeros(len(story.tokens) - 1)
 
@@ -124,7 +124,11 @@ def test_sentences_name_words_classes_and_states():
     width = len(CLASSES) + 1
     pair = (3 + 1) * width + 5 + 1
     groups = WordGroups(torch.arange(10).expand(4, -1), ((), (), (), ()))
-    terms = Term("classes", (pair, 4), (1.0, -1.0)), Term("inside quotes", (1,), (-0.5,)), Term("token", (7,), (1.0,))
+    terms = (
+        Term("classes", (pair, 4), (1.0, -1.0)),
+        Term("inside quotes", (1,), (-0.5,)),
+        Term("token", (7,), (1.0,)),
+    )
     found = planted_detectors.sentences([Rule(0, 0.0, 1.0, terms), Rule(1, 0.0, 1.0, ())], groups)
     assert found["classes"] == [{3 * len(CLASSES) + 5}, set()]
     assert found["inside quotes"] == [{0}, set()] and found["here"] == [{7}, set()]
