@@ -216,15 +216,13 @@ def family_tokens(context: Contexts, family: int, vocabulary: int) -> Bool[Tenso
     return (inside * 2 >= every) & (inside >= 2)
 
 
-def gather(
-    model: TransformerBridge, stories: Iterable[Story], positions: int = 8192
-) -> tuple[Contexts, Tensor, Tensor]:
+def gather(model: TransformerBridge, stories: Iterable[Story]) -> tuple[Contexts, Tensor, Tensor]:
     """Contexts, activations [n neuron] and final residual streams [n d_model] of all scored positions of tagged stories.
 
-    Unlike the streaming passes this keeps everything: 4 bytes a neuron and position. `positions`: as `walk` has it.
+    Unlike the streaming passes this keeps everything: 4 bytes a neuron and position.
     """
     encoded, activations, residuals = [], [], []
-    for batch in walk(model, stories, positions):
+    for batch in walk(model, stories):
         encoded += batch.encoded
         activations.append(batch.flat(batch.streams.mlp_post))
         residuals.append(batch.flat(batch.streams.resid_post))

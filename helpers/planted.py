@@ -5,6 +5,7 @@ as it is written, and what it says is read from its table. The detectors are tho
 """
 
 import dataclasses
+from collections import Counter
 
 import pandas as pd
 import torch
@@ -32,10 +33,13 @@ AT_WORDS = ("quotes", "topic", "memory")  # heads of words; where there is none 
 @dataclasses.dataclass(frozen=True)
 class Score(Detected):
     """How a detector did. family: the kind of detector that it is. dealt: the smaller of precision and recall that it has
-    on average when the planted labels are dealt at random among all that were asked about."""
+    on average when the planted labels are dealt at random among all that were asked about. wrong: the rules of what was
+    found and not planted. places: at how many positions the rules found, and those missed, apply (medians)."""
 
     family: str
     dealt: float
+    wrong: str = ""
+    places: str = ""
 
     @property
     def smaller(self) -> float:
@@ -71,7 +75,10 @@ def scored_words(family: str, name: str, planted: list[int], named: list[set[int
 def table_of(scores: list[Score]) -> pd.DataFrame:
     """Detectors as a table."""
     columns = ["detector", "planted", "found", "of these planted", "precision", "recall", "smaller, labels dealt"]
-    rows = [(s.name, s.planted, s.found, s.right, s.precision, s.recall, s.dealt) for s in scores]
+    rows = [[s.name, s.planted, s.found, s.right, s.precision, s.recall, s.dealt] for s in scores]
+    if any(s.places for s in scores):
+        columns += ["found, not planted", "places of those found / missed"]
+        rows = [[*row, s.wrong or "none", s.places] for row, s in zip(rows, scores, strict=True)]
     return pd.DataFrame(rows, columns=columns).set_index("detector")
 
 
@@ -160,6 +167,27 @@ class Plan:
     def asked(self) -> Bool[Tensor, " neuron"]:
         """Neurons whose rule applies often enough in the text."""
         return self.applies.sum(0) >= LEAST
+
+    def pair(self, tables: dict[str, Tensor], neuron: int) -> list[int]:
+        """The two tokens of a pair neuron."""
+        return tables["pair"][neuron - self.rules.index("pairs")].tolist()
+
+    def scored(
+        self,
+        family: str,
+        name: str,
+        planted: Bool[Tensor, " neuron"],
+        found: Bool[Tensor, " neuron"],
+        among: Bool[Tensor, " neuron"] | None = None,
+    ) -> Score:
+        """`scored` among the neurons that are asked about, with what was found wrongly, and how often rules apply."""
+        asked = self.asked if among is None else self.asked & among
+        wrong = Counter(self.rules[j] for j in (found & ~planted & asked).nonzero()[:, 0].tolist())
+        often = self.applies.sum(0).float()
+        medians = [often[planted & asked & side] for side in (found, ~found)]
+        places = " / ".join(f"{part.median():.0f}" if len(part) else "–" for part in medians)
+        listed = ", ".join(f"{rule} {count}" for rule, count in wrong.most_common())
+        return dataclasses.replace(scored(family, name, planted, found, asked), wrong=listed, places=places)
 
     def fires_only(self, where: Bool[Tensor, "way n"]) -> Bool[Tensor, "neuron way"]:
         """Whether nearly all positions at which a neuron's rule applies are of some kind."""

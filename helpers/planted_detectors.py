@@ -4,14 +4,15 @@ Criteria and thresholds are those of the notebooks, and so are the functions; no
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import balance, handmade_compare, head_copying, head_patterns, head_tables, rule_effects, rule_kinds
 from helpers.comeback_sources import KINDS
-from helpers.contexts import Contexts, vocabulary_of_families
-from helpers.corpus import walk
+from helpers.contexts import Contexts, contexts, vocabulary_of_families
+from helpers.corpus import run_streams, walk
 from helpers.estimates import StoryTable
 from helpers.handwritten_model import Written
 from helpers.handwritten_neurons import class_pairs
@@ -33,7 +34,7 @@ from helpers.predicates import WordGroups
 from helpers.readings import GROUPS, readings
 from helpers.rules import Rule
 from helpers.shares import Coding, Moments, shapley_shares
-from helpers.stories import CLASSES, Story
+from helpers.stories import CLASSES, Story, encode_story
 
 BRINGS = 0.25  # nats that hiding the sources in one head has to cost, as in notebook 03's library
 HALF = 0.5  # the share of words that notebooks 03 and 05 ask of a head that copies
@@ -102,6 +103,19 @@ def score_copying(
     return [scored("copying", f"head copies ({name})", mine, share >= HALF) for name, share in shares.items()]
 
 
+@torch.no_grad()
+def activations_on(model: TransformerBridge, stories: list[Story]) -> tuple[Contexts, Float[Tensor, "n neuron"]]:
+    """Contexts and activations as `gather` has them, put straight where they belong, a few stories at a time."""
+    encoded = [encode_story(story, model.tokenizer, model.cfg.n_ctx) for story in stories]
+    context, start = contexts(encoded), 0
+    found = torch.empty(len(context.token), model.cfg.d_mlp)
+    for story in tqdm(encoded, desc="planted neurons"):
+        streams = run_streams(model, story.tokens[None])
+        end = start + len(story.tokens) - 1
+        found[start:end], start = streams.mlp_post[0, :-1], end
+    return context, found
+
+
 def score_families(
     model: TransformerBridge, plan: Plan, context: Contexts, activations: Float[Tensor, "n neuron"]
 ) -> list[Score]:
@@ -110,22 +124,26 @@ def score_families(
     for name in vocabulary_of_families()["syntax"]:
         members = find_family(model, context, activations, name).members
         found = torch.isin(torch.arange(len(plan.rules)), members)
-        rows.append(scored("families", f"family “{name}”", plan.of_family(context, name), found, plan.asked))
+        rows.append(plan.scored("families", f"family “{name}”", plan.of_family(context, name), found))
     return rows
 
 
 def own_shares(
-    context: Contexts, activations: Float[Tensor, "n neuron"], blocks: int = 4
+    context: Contexts, activations: Float[Tensor, "n neuron"], asked: Bool[Tensor, " neuron"], blocks: int = 4
 ) -> Float[Tensor, "neuron group"]:
-    """Notebook 04's shares of each neuron's variance: fitted on the stories of half of the blocks, measured on the others."""
-    variables, block = readings(context), context.story % blocks
-    coding = Coding.of(variables)
-    design = coding.columns(variables)
-    moments = Moments.zeros(blocks, design.shape[1], activations.shape[1])
+    """Notebook 04's shares of the variance of the neurons that are asked about (0 for the others): fitted on the stories
+    of half of the blocks, measured on the others."""
+    variables = readings(context)
+    coding, size = Coding.of(variables), int(asked.sum())
+    moments = Moments.zeros(blocks, len(coding.group), size)
     for b in range(blocks):
-        moments.add(b, design[block == b], activations[block == b])
+        here = context.story % blocks == b
+        part = {name: values[here] for name, values in variables.items()}
+        moments.add(b, coding.columns(part), activations[here][:, asked])
     halves = moments.block(*range(0, blocks, 2)), moments.block(*range(1, blocks, 2))
-    return shapley_shares(*halves, coding, activations.shape[1]).outputs
+    own = torch.zeros(len(asked), len(GROUPS) + 1)
+    own[asked] = shapley_shares(*halves, coding, size).outputs
+    return own
 
 
 def words_lead(own: Float[Tensor, "neuron group"]) -> Tensor:
@@ -135,14 +153,13 @@ def words_lead(own: Float[Tensor, "neuron group"]) -> Tensor:
 
 
 def score_shares(plan: Plan, own: Float[Tensor, "neuron group"]) -> list[Score]:
-    """Syntax, content and single words in the shares of the neurons that are asked about (`own` has these alone)."""
-    tilt, asked, voices = balance.of_shares(own), plan.asked, ~plan.of_rules("current word")[plan.asked]
-    syntax, content = plan.of_rules("classes", "quotes")[asked], plan.of_rules("memory", "pairs")[asked]
-    words = plan.of_rules("pairs", "current word")[asked]
+    """Syntax, content and single words in the shares of all neurons."""
+    tilt, voices = balance.of_shares(own), plan.of_rules("current word")
+    syntax, content = plan.of_rules("classes", "quotes"), plan.of_rules("memory", "pairs")
     return [
-        scored("shares", "neuron reads more syntax", syntax, tilt > 0, voices),
-        scored("shares", "neuron reads more content", content, tilt < 0, voices),
-        scored("shares", "single words lead", words, words_lead(own)),
+        plan.scored("shares", "neuron reads more syntax", syntax, tilt > 0, ~voices),
+        plan.scored("shares", "neuron reads more content", content, tilt < 0, ~voices),
+        plan.scored("shares", "single words lead", plan.of_rules("pairs") | voices, words_lead(own)),
     ]
 
 
@@ -151,22 +168,22 @@ def score_rule_kinds(
     plan: Plan,
     context: Contexts,
     activations: Float[Tensor, "n neuron"],
-    lead: Tensor,
+    own: Float[Tensor, "neuron group"],
     least: int = 5,
-) -> tuple[list[Score], dict[str, int]]:
-    """The kinds of rule of notebook 04 for which at least `least` neurons were planted; and for kinds with none, how
-    many neurons were found. lead: `words_lead` of all neurons."""
+) -> tuple[list[Score], list[Score]]:
+    """The kinds of rule of notebook 04 for which at least `least` neurons were planted; and the kinds with none. own:
+    `own_shares`."""
     corpus = rule_kinds.Corpus.of(context, rule_kinds.strings(model.tokenizer))
     sides = rule_kinds.reading_sides(corpus), rule_kinds.writing_sides(corpus)
     effects = rule_effects.measure(model, context, activations, *sides)
     sides_of = (rule_effects.correlations(model, side, activations) for side in (context.token, context.target))
-    margin = rule_effects.margins(effects, *sides_of, lead)
+    margin = rule_effects.margins(effects, *sides_of, words_lead(own))
     truth = {name: plan.of_kind(name, effect, *sides) for name, effect in effects.items()}
     truth[rule_effects.CLASSWISE] = plan.of_rules("classes")
     truth |= {"erasing the current token": plan.of_rules("current word", "memory")}
     truth |= {"word after word": plan.of_rules("pairs", "current word")}
-    rows = [scored("rule kinds", f"kind “{name}”", truth[name], margin[name] >= 1, plan.asked) for name in truth]
-    return [r for r in rows if r.planted >= least], {r.name: r.found for r in rows if not r.planted}
+    rows = [plan.scored("rule kinds", f"kind “{name}”", truth[name], margin[name] >= 1) for name in truth]
+    return [row for row in rows if row.planted >= least], [row for row in rows if not row.planted]
 
 
 def sentences(rules: list[Rule], groups: WordGroups, state: str = "inside quotes") -> dict[str, list[set[int]]]:

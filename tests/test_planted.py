@@ -84,7 +84,7 @@ def test_programs_that_say_the_rule():
 
 def test_rules_apply_where_they_say(plan, tables, written, context):
     assert plan.applies.shape == (len(context.token), len(written.neuron_rules))
-    pairs = torch.tensor(plan.rules).eq if False else plan.of_rules("pairs").nonzero()[:, 0]
+    pairs = plan.of_rules("pairs").nonzero()[:, 0]
     k = int(plan.applies[:, pairs].sum(0).argmax())
     before, here = tables["pair"][k].tolist()
     seen = (context.token == here) & (context.previous == before)
