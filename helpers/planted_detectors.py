@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers import balance, handmade_compare, head_copying, head_patterns, head_tables, rule_effects, rule_kinds
+from helpers import handmade_compare, head_copying, head_patterns, head_tables, rule_effects, rule_kinds
 from helpers.comeback_sources import KINDS
 from helpers.contexts import Contexts, contexts, vocabulary_of_families
 from helpers.corpus import run_streams, walk
@@ -31,12 +31,13 @@ from helpers.planted import (
     words_of_heads,
 )
 from helpers.predicates import WordGroups
-from helpers.readings import GROUPS, readings
+from helpers.readings import CONTENT, GROUPS, SYNTAX, readings
 from helpers.rules import Rule
 from helpers.shares import Coding, Moments, shapley_shares
 from helpers.stories import CLASSES, Story, encode_story
 
 BRINGS = 0.25  # nats that hiding the sources in one head has to cost, as in notebook 03's library
+MARGIN = 0.01  # of variance: shares that differ by less are equal but for rounding
 HALF = 0.5  # the share of words that notebooks 03 and 05 ask of a head that copies
 
 
@@ -146,19 +147,24 @@ def own_shares(
     return own
 
 
-def words_lead(own: Float[Tensor, "neuron group"]) -> Tensor:
-    """Where single words, here and before, explain most of what is explained of a neuron."""
-    number = [list(GROUPS).index(name) for name in ("which word", "previous word")]
-    return own[:, number].sum(1) > own[:, : len(GROUPS)].sum(1) - own[:, number].sum(1)
+def shares_of(own: Float[Tensor, "neuron group"], *groups: str) -> Float[Tensor, " neuron"]:
+    """Some groups' shares together."""
+    return own[:, [list(GROUPS).index(group) for group in groups]].sum(1)
+
+
+def words_lead(own: Float[Tensor, "neuron group"]) -> Bool[Tensor, " neuron"]:
+    """Where single words, here and before, explain most of what is explained of a neuron (by MARGIN)."""
+    words = shares_of(own, "which word", "previous word")
+    return words - (shares_of(own, *GROUPS) - words) >= MARGIN
 
 
 def score_shares(plan: Plan, own: Float[Tensor, "neuron group"]) -> list[Score]:
     """Syntax, content and single words in the shares of all neurons."""
-    tilt, voices = balance.of_shares(own), plan.of_rules("current word")
+    lean, voices = shares_of(own, *SYNTAX) - shares_of(own, *CONTENT), plan.of_rules("current word")
     syntax, content = plan.of_rules("classes", "quotes"), plan.of_rules("memory", "pairs")
     return [
-        plan.scored("shares", "neuron reads more syntax", syntax, tilt > 0, ~voices),
-        plan.scored("shares", "neuron reads more content", content, tilt < 0, ~voices),
+        plan.scored("shares", "neuron reads more syntax", syntax, lean >= MARGIN, ~voices),
+        plan.scored("shares", "neuron reads more content", content, lean <= -MARGIN, ~voices),
         plan.scored("shares", "single words lead", plan.of_rules("pairs") | voices, words_lead(own)),
     ]
 
