@@ -1,19 +1,18 @@
-"""What was planted in the handwritten model, from its tables and rules' names alone, and detectors set beside it.
+"""What was planted in the handwritten model, from its tables and its rules' names alone.
 
 Nothing here looks at a weight or an activation of the model that is tested: a neuron's rule is evaluated on the text
-as it is written, and what it says is read from its table. The detectors are those of the other notebooks.
+as it is written, and what it says is read from its table.
 """
 
 import dataclasses
 from collections import Counter
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from helpers.contexts import Contexts
-from helpers.handmade_compare import Detected
+from helpers.detector_scores import Score, scored
 from helpers.handwritten_heads import MEMORY_HEADS
 from helpers.handwritten_model import Written
 from helpers.handwritten_neurons import class_pairs
@@ -28,64 +27,6 @@ LEAST = 8  # positions at which a neuron's rule has to apply, or nobody could te
 ONLY = 0.9  # share of these positions that have to lie where a kind of rule fires, for a neuron to be of the kind
 BY_DISTANCE = {"word before": "the token before", "two back": "two tokens back", "three back": "three tokens back"}
 AT_WORDS = ("quotes", "topic", "memory")  # heads of words; where there is none they look at the first position
-
-
-@dataclasses.dataclass(frozen=True)
-class Score(Detected):
-    """How a detector did. family: the kind of detector that it is. dealt: the smaller of precision and recall that it has
-    on average when the planted labels are dealt at random among all that were asked about. wrong: the rules of what was
-    found and not planted. places: at how many positions the rules found, and those missed, apply (medians)."""
-
-    family: str
-    dealt: float
-    wrong: str = ""
-    places: str = ""
-
-    @property
-    def smaller(self) -> float:
-        """The smaller of precision and recall."""
-        return min(self.precision, self.recall)
-
-
-def scored(
-    family: str,
-    name: str,
-    planted: Bool[Tensor, " k"],
-    found: Bool[Tensor, " k"],
-    asked: Bool[Tensor, " k"] | None = None,
-) -> Score:
-    """Set what a detector found beside what was planted, among the heads or neurons that are asked about.
-
-    With labels dealt at random planted · found / asked of those found are right on average.
-    """
-    if asked is not None:
-        planted, found = planted[asked], found[asked]
-    sizes, right = (int(planted.sum()), int(found.sum())), int((planted & found).sum())
-    return Score(name, *sizes, right, family, min(sizes) / max(1, len(planted)))
-
-
-def scored_words(family: str, name: str, planted: list[int], named: list[set[int]]) -> Score:
-    """The same for a planted value each (a word, a pair of classes), and the values that a rule names."""
-    right = sum(value in group for value, group in zip(planted, named, strict=True))
-    by_chance = sum(value in group for value in planted for group in named) / max(1, len(planted))
-    found = sum(map(len, named))
-    return Score(name, len(planted), found, right, family, by_chance / max(1, len(planted), found))
-
-
-def table_of(scores: list[Score]) -> pd.DataFrame:
-    """Detectors as a table."""
-    columns = ["detector", "planted", "found", "of these planted", "precision", "recall", "smaller, labels dealt"]
-    rows = [[s.name, s.planted, s.found, s.right, s.precision, s.recall, s.dealt] for s in scores]
-    if any(s.places for s in scores):
-        columns += ["found, not planted", "places of those found / missed"]
-        rows = [[*row, s.wrong or "none", s.places] for row, s in zip(rows, scores, strict=True)]
-    return pd.DataFrame(rows, columns=columns).set_index("detector")
-
-
-def family_score(scores: list[Score], family: str) -> tuple[float, float]:
-    """The smaller of precision and recall, averaged over a family's detectors, and the same with labels dealt."""
-    mine = [s for s in scores if s.family == family]
-    return sum(s.smaller for s in mine) / len(mine), sum(s.dealt for s in mine) / len(mine)
 
 
 def without_weights(written: Written) -> Written:

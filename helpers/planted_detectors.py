@@ -13,6 +13,7 @@ from helpers import handmade_compare, head_copying, head_patterns, head_tables, 
 from helpers.comeback_sources import KINDS
 from helpers.contexts import Contexts, contexts, vocabulary_of_families
 from helpers.corpus import run_streams, walk
+from helpers.detector_scores import Score, scored, scored_words
 from helpers.estimates import StoryTable
 from helpers.handwritten_model import Written
 from helpers.handwritten_neurons import class_pairs
@@ -22,12 +23,9 @@ from helpers.planted import (
     AT_WORDS,
     BY_DISTANCE,
     Plan,
-    Score,
     heads_of,
     heads_with,
     names_rule,
-    scored,
-    scored_words,
     words_of_heads,
 )
 from helpers.predicates import WordGroups

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import handwritten_model, load_stories, planted, planted_detectors
+from helpers import detector_scores, handwritten_model, load_stories, planted, planted_detectors
 from helpers.contexts import contexts
 from helpers.handwritten_counts import load_tables
 from helpers.handwritten_layout import FIRST
@@ -36,28 +36,28 @@ def plan(written, tables, context):
 
 
 def test_a_detector_is_scored_beside_the_labels_dealt():
-    row = planted.scored("f", "x", mask(1, 1, 0, 0), mask(1, 0, 1, 1))
+    row = detector_scores.scored("f", "x", mask(1, 1, 0, 0), mask(1, 0, 1, 1))
     assert (row.planted, row.found, row.right) == (2, 3, 1)
     assert row.smaller == row.precision == pytest.approx(1 / 3)
     deals = torch.cartesian_prod(*[torch.arange(2)] * 4)
     deals = deals[deals.sum(1) == 2].bool()  # every way of dealing two labels to four
     chance = torch.stack([(deal & mask(1, 0, 1, 1)).sum() / 3 for deal in deals]).mean()
     assert row.dealt == pytest.approx(chance.item())
-    part = planted.scored("f", "x", mask(1, 1, 0, 0), mask(1, 0, 1, 1), mask(1, 1, 0, 0))
+    part = detector_scores.scored("f", "x", mask(1, 1, 0, 0), mask(1, 0, 1, 1), mask(1, 1, 0, 0))
     assert (part.planted, part.found, part.right, part.recall) == (2, 1, 1, 0.5)
 
 
 def test_named_words_are_scored_beside_those_of_other_neurons():
-    row = planted.scored_words("f", "x", [1, 2], [{1}, {1, 3}])
+    row = detector_scores.scored_words("f", "x", [1, 2], [{1}, {1, 3}])
     assert (row.planted, row.found, row.right) == (2, 3, 1)
     assert row.dealt == pytest.approx((1 / 2 + 1 / 2) / 3)  # each rule names one of the two words
 
 
 def test_a_familys_score_is_the_mean_of_the_smaller_numbers():
-    good, bad = planted.Score("a", 2, 2, 2, "f", 0.1), planted.Score("b", 4, 1, 1, "f", 0.3)
-    other = planted.Score("c", 1, 1, 0, "g", 0.9)
-    assert planted.family_score([good, bad, other], "f") == (pytest.approx(0.625), pytest.approx(0.2))
-    assert planted.table_of([good]).loc["a", "recall"] == 1
+    good, bad = detector_scores.Score("a", 2, 2, 2, "f", 0.1), detector_scores.Score("b", 4, 1, 1, "f", 0.3)
+    other = detector_scores.Score("c", 1, 1, 0, "g", 0.9)
+    assert detector_scores.family_score([good, bad, other], "f") == (pytest.approx(0.625), pytest.approx(0.2))
+    assert detector_scores.table_of([good]).loc["a", "recall"] == 1
 
 
 def test_heads_of_words_know_their_words(written, tables):
