@@ -109,9 +109,11 @@ class Plan:
         """Neurons whose rule applies often enough in the text."""
         return self.applies.sum(0) >= LEAST
 
-    def pair(self, tables: dict[str, Tensor], neuron: int) -> list[int]:
-        """The two tokens of a pair neuron."""
-        return tables["pair"][neuron - self.rules.index("pairs")].tolist()
+    def word_here(self, tables: dict[str, Tensor], neuron: int) -> int:
+        """The token on which a neuron of a pair, or of a word inside or outside quotes, fires."""
+        rule = self.rules[neuron]
+        words = tables["pair"][:, 1] if rule == "pairs" else tables["loud"].repeat(2)
+        return int(words[neuron - self.rules.index(rule)])
 
     def scored(
         self,

@@ -231,3 +231,16 @@ def score_sentences(
         )
         for name, (rule, slot, values) in truth.items()
     ]
+
+
+def listed_alike(
+    rules: list[Rule], neurons: Int[Tensor, " k"], plan: Plan, tables: dict[str, Tensor], groups: WordGroups
+) -> dict[str, float]:
+    """Share of the rules for neurons of pairs and of quotes that list the planted current word, groups of like words
+    counted too."""
+    found: dict[str, list[bool]] = {"pairs": [], "quotes": []}
+    for rule, j in zip(rules, neurons.tolist(), strict=True):
+        if plan.rules[j] in found:
+            word = plan.word_here(tables, j)
+            found[plan.rules[j]].append(handmade_compare.lists_word(rule, "token", word, groups))
+    return {kind: sum(hits) / max(1, len(hits)) for kind, hits in found.items()}
