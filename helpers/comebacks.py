@@ -40,9 +40,14 @@ def counterparts(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor
 
 @torch.no_grad()
 def comeback_table(
-    model: TransformerBridge, stories: list[Story], mean_v: Float[Tensor, "head d_head"], seed: int = 0
+    model: TransformerBridge,
+    stories: list[Story],
+    mean_v: Float[Tensor, "head d_head"],
+    seed: int = 0,
+    positions: int = 4096,
 ) -> StoryTable:
-    """Losses (nats) by kind of next token, in one pass; next tokens of no kind are left out.
+    """Losses (nats) by kind of next token, in one pass (batches of about `positions` positions); next tokens of no kind
+    are left out.
 
     Columns: "loss" as the model is; "blocked", with the values at the sources replaced by each head's mean value;
     "others blocked", the same at as many other positions, of the sources' word classes as far as there are enough;
@@ -52,7 +57,7 @@ def comeback_table(
     """
     table = StoryTable({"kind": list(KINDS), "pronoun": ["pronoun"]})
     generator = torch.Generator().manual_seed(seed)
-    for batch in walk(model, tqdm(stories, desc="what comes back"), positions=4096):
+    for batch in walk(model, tqdm(stories, desc="what comes back"), positions):
         kinds, mask = batch_sources(batch)
         streams, at = batch.streams, (kinds >= 0).nonzero()[:, 0]
         if not len(at):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import math
 import operator
 from pathlib import Path
 from typing import Literal
@@ -38,9 +39,7 @@ class Finding:
         """Whether the value (and all of its interval) passes the threshold and the control does not."""
         passes = COMPARISONS[self.comparison]
         measured = [self.value, *(self.interval or ())]
-        return all(passes(value, self.threshold) for value in measured) and not passes(
-            self.control, self.threshold
-        )
+        return all(passes(value, self.threshold) for value in measured) and self._control_misses
 
     @property
     def near(self) -> bool:
@@ -48,9 +47,12 @@ class Finding:
         if self.holds or self.interval is None:
             return False
         passes = COMPARISONS[self.comparison]
-        return len({passes(end, self.threshold) for end in self.interval}) == 2 and not passes(
-            self.control, self.threshold
-        )
+        return len({passes(end, self.threshold) for end in self.interval}) == 2 and self._control_misses
+
+    @property
+    def _control_misses(self) -> bool:
+        """Whether the control was measured and misses the threshold."""
+        return not math.isnan(self.control) and not COMPARISONS[self.comparison](self.control, self.threshold)
 
     @property
     def verdict(self) -> str:

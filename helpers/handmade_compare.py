@@ -1,8 +1,7 @@
-"""Handmade components beside the ones they replace, and detectors beside what was planted."""
+"""Handmade components beside the ones they replace, and what proposed rules name."""
 
 import dataclasses
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -93,39 +92,6 @@ def recovered_table(
         for name, values in sorted(loss.items(), key=lambda item: -item[1].mean())
     ]
     return "\n".join([head, "|---|---|---|---|", *rows])
-
-
-@dataclasses.dataclass(frozen=True)
-class Detected:
-    """How a detector did against what was planted."""
-
-    name: str
-    planted: int
-    found: int
-    right: int
-
-    @property
-    def precision(self) -> float:
-        """Share of what was found that had been planted."""
-        return self.right / max(1, self.found)
-
-    @property
-    def recall(self) -> float:
-        """Share of what was planted that was found."""
-        return self.right / max(1, self.planted)
-
-
-def detected(name: str, planted: Bool[Tensor, " k"], found: Bool[Tensor, " k"]) -> Detected:
-    """Count a detector's hits."""
-    return Detected(name, int(planted.sum()), int(found.sum()), int((planted & found).sum()))
-
-
-def table_of(rows: list[Detected]) -> pd.DataFrame:
-    """Detectors as a table."""
-    columns = {"detector": [r.name for r in rows], "planted": [r.planted for r in rows]}
-    columns |= {"found": [r.found for r in rows], "of these planted": [r.right for r in rows]}
-    columns |= {"precision": [r.precision for r in rows], "recall": [r.recall for r in rows]}
-    return pd.DataFrame(columns).set_index("detector")
 
 
 def copies(model: TransformerBridge, head: int, by_word: Float[Tensor, " v"], words: int = 30) -> float:

@@ -70,12 +70,14 @@ def own_patterns(batch: Batch) -> Float[Tensor, "story head query key"]:
 
 
 @torch.no_grad()
-def fit(model: TransformerBridge, stories: list[Story], patterns: Patterns = own_patterns) -> HeadPrograms:
+def fit(
+    model: TransformerBridge, stories: list[Story], patterns: Patterns = own_patterns, positions: int = 4096
+) -> HeadPrograms:
     """The numbers in the programs, as averages of the heads' attention (or of other patterns) over stories, in two
-    passes."""
+    passes (of batches of about `positions` positions)."""
     heads, length = model.cfg.n_heads, model.cfg.n_ctx
     sums, count = torch.zeros(heads, length), torch.zeros(length)
-    for batch in walk(model, stories, positions=4096):
+    for batch in walk(model, stories, positions):
         seen, attention = _scored(batch), patterns(batch)
         for d in range(attention.shape[-1]):
             along = attention.diagonal(-d, 2, 3) * seen[:, None, d:]
@@ -83,7 +85,7 @@ def fit(model: TransformerBridge, stories: list[Story], patterns: Patterns = own
             count[d] += seen[:, d:].sum()
     by_distance = sums / count.clamp(min=1)
     real, meant = torch.zeros(2, heads, model.cfg.d_vocab)
-    for batch in walk(model, stories, positions=4096):
+    for batch in walk(model, stories, positions):
         mask, tokens = _scored(batch)[:, None, :, None], padded_tokens(batch)
         plain = pattern("distance", tokens, by_distance, real)
         for total, attention in ((real, patterns(batch)), (meant, plain)):

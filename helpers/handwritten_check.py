@@ -77,16 +77,6 @@ def counts_by_quotes(
     return came, hoped
 
 
-def planted_heads(written: Written) -> dict[str, Bool[Tensor, " head"]]:
-    """Which heads follow each rule."""
-    return {rule: torch.tensor([r == rule for r in written.head_rules]) for rule in (*LOOKS, "memory")}
-
-
-def planted_neurons(written: Written, rule: str) -> Int[Tensor, " k"]:
-    """The numbers of the neurons of a rule."""
-    return torch.tensor([j for j, r in enumerate(written.neuron_rules) if r == rule])
-
-
 def shuffled(tables: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The tables with the rows of some of them dealt at random among the rows."""
     generator, dealt = torch.Generator().manual_seed(0), {}

@@ -84,16 +84,22 @@ def pair_neurons(tables: dict[str, Tensor], scales: Scales, rows: Float[Tensor, 
     return both("pairs", here, behind, tables["pair says"], scales.answer)
 
 
-def class_neurons(tables: dict[str, Tensor], scales: Scales) -> Neurons:
-    """One neuron a pair of word classes that has something to say: the class before, the class here."""
+def class_pairs(tables: dict[str, Tensor]) -> tuple[Tensor, Tensor, Float[Tensor, "k rank"]]:
+    """The pairs of word classes that have something to say: class before, class here, and what is said."""
     n = len(CLASSES)
     says = tables["class pairs"].view(-1, n + 1, tables["class pairs"].shape[1])[1:, 1:]
     first, second = (says.norm(dim=-1) > 0.1 * says.norm(dim=-1).max()).nonzero(as_tuple=True)
-    unit = torch.eye(n)
+    return first, second, says[first, second]
+
+
+def class_neurons(tables: dict[str, Tensor], scales: Scales) -> Neurons:
+    """One neuron a pair of word classes that has something to say: the class before, the class here."""
+    first, second, says = class_pairs(tables)
+    unit = torch.eye(len(CLASSES))
     behind = torch.zeros(len(first), D_MODEL)
     start = DIMS["before"].start + CODE
-    behind[:, start : start + n] = unit[first]
-    return both("classes", put("class", unit[second]), behind, says[first, second], scales.answer)
+    behind[:, start : start + len(CLASSES)] = unit[first]
+    return both("classes", put("class", unit[second]), behind, says, scales.answer)
 
 
 def quote_neurons(tables: dict[str, Tensor], scales: Scales, rows: Float[Tensor, "v d_model"]) -> Neurons:

@@ -39,12 +39,14 @@ def token_writes(
 
 def eigenvalue_copying(model: TransformerBridge, head: int) -> float:
     """Sum of the OV circuit's eigenvalues over the sum of their sizes: 1 where every direction is copied with its
-    sign, -1 where every one is turned round, near 0 for a random matrix."""
+    sign, -1 where every one is turned round, near 0 for a random matrix; 0 for a head that writes nothing which the
+    unembedding reads."""
     embedding = effective_embedding(model)
-    centred = embedding - embedding.mean(0)
-    square = model.W_O[0, head] @ (model.W_U @ centred) @ model.W_V[0, head]
-    values = torch.linalg.eigvals(square.double())
-    return (values.real.sum() / values.abs().sum().clamp(min=1e-12)).item()
+    parts = model.W_O[0, head], model.W_U @ (embedding - embedding.mean(0)), model.W_V[0, head]
+    values = torch.linalg.eigvals((parts[0] @ parts[1] @ parts[2]).double())
+    size = values.abs().sum()
+    rounding = 1e-5 * torch.stack([part.norm() for part in parts]).prod()
+    return (values.real.sum() / size).item() if size > rounding else 0.0
 
 
 def own_token(
@@ -69,7 +71,8 @@ def own_token(
     for write, own in zip(writes.split(chunk), tokens.split(chunk), strict=True):
         logits = write @ model.W_U
         mine = logits.gather(1, own[:, None])
-        ranks.append((logits > mine).sum(1))
+        ties = (logits == mine).sum(1) - 1  # a write of nothing ties with all
+        ranks.append((logits > mine).sum(1) + ties / 2)
         sizes.append((mine[:, 0] - logits.mean(1)) / logits.std(1).clamp(min=1e-9))
     rank, size = torch.cat(ranks).float(), torch.cat(sizes)
     return {

@@ -12,6 +12,7 @@ from helpers.head_edits import losses_with_outputs, pattern_outputs
 PARTS = ("token–token", "token–position", "position–token", "position–position")
 LOCAL, NEAR = 0.5, 4  # a head is local that has half of its attention on this position and the few before it
 FIRST = 0.3  # a first-position head has this much attention on `<|endoftext|>`
+ROUNDING = 1e-3  # of attention: overlaps that differ by less are equal but for rounding
 
 
 def token_and_position(
@@ -84,9 +85,9 @@ def even_attention(pattern: Float[Tensor, "story head query key"]) -> Float[Tens
 
 def head_kind(near: float, first: float, lead: Estimate) -> str:
     """What a head is: "content" or "position", by which part of its score alone has more of its pattern (`lead`: overlap of
-    token–token less that of position–position; "undecided" if its interval spans 0), and "local" (LOCAL) or "first
+    token–token less that of position–position; "undecided" if its interval reaches ROUNDING of 0), and "local" (LOCAL) or "first
     position" (FIRST) besides."""
-    kinds = ["content" if lead.low > 0 else "position" if lead.high < 0 else "undecided"]
+    kinds = ["content" if lead.low > ROUNDING else "position" if lead.high < -ROUNDING else "undecided"]
     return ", ".join(kinds + ["local"] * (near >= LOCAL) + ["first position"] * (first >= FIRST))
 
 

@@ -125,15 +125,16 @@ def look_pattern(look: Look, keys: dict[str, Bool[Tensor, "query key"]]) -> Floa
 
 
 def fit_programs(
-    model: TransformerBridge, stories: Iterable[Story], terms: int = TERMS
+    model: TransformerBridge, stories: Iterable[Story], terms: int = TERMS, positions: int = 8192
 ) -> tuple[list[Program], list[Program]]:
     """The program of each head that fits its pattern best on some (explore) stories; and the one that does by distance alone.
 
-    Streams: only the products of the looks with each other and with the patterns are kept.
+    Streams (batches of about `positions` positions): only the products of the looks with each other and with the
+    patterns are kept.
     """
     looks = vocabulary_of_looks()
     gram, aims = torch.zeros(len(looks), len(looks)), torch.zeros(model.cfg.n_heads, len(looks))
-    for batch in walk(model, stories):
+    for batch in walk(model, stories, positions):
         for row, encoded in enumerate(batch.encoded):
             length = len(encoded.tokens)
             keys = key_sets(encoded)

@@ -132,8 +132,10 @@ def program_fit(model: TransformerBridge, stories: list[Story], programs: list[P
 
 
 def lost_share(table: StoryTable, whole: str, left: str) -> Estimate:
-    """By what share a mean falls from one column to another, with its interval over stories."""
+    """By what share a mean falls from one column to another, with its interval over stories; nan if no position was met."""
     here = table.counts["all"][:, 0] > 0
+    if not here.any():
+        return Estimate(float("nan"), float("nan"), float("nan"))
     before, after = (table.sums[name, "all"][here, 0] for name in (whole, left))
     return bootstrap(before - after, before)
 

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -126,8 +126,7 @@ class NeuronStats:
 
     def _add_examples(self, batch: Batch, a: Float[Tensor, "n neuron"]) -> None:
         contexts = example_contexts(batch)
-        least = a.topk(min(STRONGEST, len(a)), dim=0).values[-1]
-        hit, neuron = ((a > self.top[-1]) & (a >= least)).nonzero(as_tuple=True)
+        hit, neuron = ((a > self.top[-1]) & _strongest(a)).nonzero(as_tuple=True)
         for values, chosen, columns in _rank_columns(a[hit, neuron], hit, neuron, a.shape[1]):
             self._keep_top(values, contexts[chosen], columns)
         keys = torch.cat([_priorities(story.story.text, len(story.tokens) - 1) for story in batch.encoded])
@@ -202,6 +201,16 @@ def _priorities(text: str, count: int) -> Float[Tensor, " count"]:
     """A fixed random number for every position of a text, the same in whatever order stories are read."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
     return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _strongest(a: Float[Tensor, "n neuron"]) -> Bool[Tensor, "n neuron"]:
+    """Each column's STRONGEST largest values; of equal ones (a neuron may be exactly 0 nearly everywhere) the first."""
+    least = a.topk(min(STRONGEST, len(a)), dim=0).values[-1]
+    chosen = a >= least
+    tied = (chosen.sum(0) > STRONGEST).nonzero()[:, 0]
+    more, equal = a[:, tied] > least[tied], a[:, tied] == least[tied]
+    chosen[:, tied] = more | equal & (equal.cumsum(0, dtype=torch.int32) <= STRONGEST - more.sum(0))
+    return chosen
 
 
 def _rank_columns(

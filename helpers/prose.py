@@ -1,5 +1,6 @@
 """Text outputs of the notebooks that are made from the run's values."""
 
+import math
 from collections.abc import Iterable
 
 from IPython.display import Markdown
@@ -15,3 +16,8 @@ def table(columns: str, rows: Iterable[Iterable[object]]) -> Markdown:
 def listed(items: Iterable[str], none: str = "none") -> str:
     """Items with commas between them, or a word for an empty list."""
     return ", ".join(items) or none
+
+
+def percent(share: float) -> str:
+    """A share in per cent, or a dash where there was nothing to have a share of."""
+    return "–" if math.isnan(share) else f"{share:.0%}"

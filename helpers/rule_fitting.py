@@ -172,9 +172,13 @@ def _moments_to_normal(
 def propose(
     slots: Slots, activations: Float[Tensor, "n neuron"], first_neuron: int = 0, listed: int = LISTED
 ) -> list[Rule]:
-    """The rules of some neurons from their activations on explore stories; `first_neuron` numbers the first column."""
+    """The rules of some neurons from their activations on explore stories; `first_neuron` numbers the first column.
+
+    There are at most `listed` rounds (a few times what is usual): a neuron that is far louder than LARGEST could
+    otherwise go on with the same groups for ever.
+    """
     fitter, rounds = Fitter(slots, activations, listed), 0
-    while fitter.choose():
+    while rounds < listed and fitter.choose():
         rounds += 1
         if rounds % RELINEARISE == 0:
             fitter.expand()

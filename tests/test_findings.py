@@ -33,6 +33,7 @@ def finding(value: float, **changes) -> Finding:
         (0.4, {"comparison": "at most", "control": 0.1}, "does not hold"),
         (-1.5, {"comparison": "at most", "threshold": -1.0, "control": 0.0}, "holds"),
         (float("nan"), {}, "does not hold"),
+        (0.6, {"control": float("nan")}, "does not hold"),  # a control that could not be measured tells nothing
     ],
 )
 def test_the_verdict(value, changes, verdict):

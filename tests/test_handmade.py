@@ -270,13 +270,6 @@ def test_the_share_recovered_is_a_ratio_of_sums():
     assert share.mean == pytest.approx(0.75) and share.low == pytest.approx(0.75)
 
 
-def test_detectors_are_counted():
-    row = handmade_compare.detected("x", torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([1, 0, 1, 1]).bool())
-    assert (row.planted, row.found, row.right) == (2, 3, 1)
-    assert row.precision == pytest.approx(1 / 3) and row.recall == 0.5
-    assert handmade_compare.table_of([row]).loc["x", "recall"] == 0.5
-
-
 def test_rules_words_are_those_that_raise(groups, common):
     spelled, word = group_slot("previous", LEVELS[0]), groups.of[0, common[3]].item()
     three = common[:3].tolist()

@@ -18,12 +18,11 @@ from helpers.handwritten_check import (
     build,
     counts_by_quotes,
     inside_quotes,
-    planted_heads,
-    planted_neurons,
     rung,
     shuffled,
 )
 from helpers.handwritten_layout import D_MODEL, DIMS, FIRST, RULES
+from helpers.planted import heads_of
 from helpers.stories import Story, encode_story
 
 TEXT = 'Tom saw a cat. "Hello, cat," said Tom. The cat ran to Tom. Tom was happy.'
@@ -291,8 +290,8 @@ def test_the_layer_norms_change_nothing(whole, streams):
 
 def test_planted_heads_and_neurons_are_listed(tables):
     model, written = build(tables, FIRST[:7], "test-handwritten")
-    assert planted_heads(written)["word before"].sum() == 2 and not planted_heads(written)["memory"].any()
-    assert len(planted_neurons(written, "pairs")) == len(tables["pair"])
+    assert heads_of(written, "word before").sum() == 2 and not heads_of(written, "memory").any()
+    assert written.neuron_rules.count("pairs") == len(tables["pair"])
     assert model.cfg.d_mlp == len(written.neuron_rules)
 
 

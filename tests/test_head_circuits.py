@@ -1,5 +1,7 @@
 """What heads write, programs in their place, skip-trigrams, circuit graphs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -36,6 +38,16 @@ def test_a_head_that_writes_the_words_own_direction_copies(model, tiny):
     assert abs(random["own rank"] - 0.5) < 0.1 and abs(random["diagonal"]) < 0.5
     copying = head_copying.copying(model, torch.arange(4096))
     assert max(copying["eigenvalues"]) > 0.5 and max(copying["diagonal"]) > 0.5
+
+
+def test_a_head_that_writes_nothing_copies_nothing(tiny):
+    parts = {name: getattr(tiny, name) for name in ("W_E", "W_pos", "W_U", "W_V", "b_V", "cfg")}
+    for write in (0.0, 1e-9):  # nothing, and what rounding leaves of nothing
+        empty = SimpleNamespace(**parts, W_O=write * torch.randn_like(tiny.W_O))
+        empty.W_U = tiny.W_U if write == 0 else torch.zeros_like(tiny.W_U)
+        assert head_copying.eigenvalue_copying(empty, 0) == 0
+        found = head_copying.own_token(empty, 0, torch.arange(tiny.cfg.d_vocab))
+        assert found["in top"] == 0 and found["own rank"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_writes_of_a_token_are_what_the_head_would_write(model):

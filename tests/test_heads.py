@@ -1,5 +1,7 @@
 """Where heads look, what edits of them cost, what they bring back; against honest forward passes and small hand-made cases."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from helpers import comeback_sources, comebacks, head_edits, head_neurons, head_
 from helpers.corpus import run_streams, walk
 from helpers.estimates import Estimate, StoryTable, bootstrap
 from helpers.head_programs import Look, Program
+from helpers.prose import percent
 from helpers.stories import Story, Word, encode_story
 
 TEXT = 'Lily lost her doll. She said, "Where is the doll?" He saw Lily.'
@@ -70,6 +73,14 @@ def test_kinds_of_heads_follow_their_criteria():
     assert head_patterns.head_kind(0.6, 0.0, behind) == "position, local"
     assert head_patterns.head_kind(0.1, 0.4, ahead) == "content, first position"
     assert head_patterns.head_kind(0.1, 0.0, unclear) == "undecided"
+    rounding = Estimate(2e-7, 1e-7, 3e-7)  # two overlaps that are equal
+    assert head_patterns.head_kind(0.1, 0.0, rounding) == "undecided"
+
+
+def test_a_share_of_nothing_is_nan():
+    empty = head_tables.lost_share(StoryTable(), "as it is", "hidden")
+    assert all(math.isnan(value) for value in (empty.mean, empty.low, empty.high))
+    assert percent(empty.mean) == "–" and percent(0.526) == "53%"
 
 
 def test_even_attention_is_chance(batch):

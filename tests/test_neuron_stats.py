@@ -5,7 +5,7 @@ import torch
 
 from helpers.contexts import gather
 from helpers.corpus import walk
-from helpers.neuron_stats import CONTEXT, EDGES, STRONGEST, collect
+from helpers.neuron_stats import CONTEXT, EDGES, STRONGEST, _strongest, collect
 from helpers.tour import UNIVERSAL
 
 
@@ -110,3 +110,12 @@ def _contexts(batch):
         for p in range(len(tokens) - 1):
             window = [tokens[q] if 0 <= q < len(tokens) else -1 for q in range(p - before, p - before + CONTEXT)]
             yield torch.tensor(window)
+
+
+def test_of_equal_activations_the_first_are_examples():
+    a = torch.zeros(40, 3)
+    a[30, 0], a[:20, 1], a[:, 2] = 5.0, 1.0, torch.arange(40.0)
+    chosen = _strongest(a)
+    assert chosen.sum(0).tolist() == [STRONGEST] * 3
+    assert chosen[30, 0] and chosen[: STRONGEST - 1, 0].all()
+    assert chosen[:STRONGEST, 1].all() and chosen[-STRONGEST:, 2].all()

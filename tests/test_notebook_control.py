@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb
 EXACT = 1e-3  # a finding that an error is at most so small is an identity, true of every model
 ELSEWHERE = (  # claims that are not about the studied model's training, and hold whatever it is
     "Read straight out",  # of every model whose unembedding is its embedding
-    "A model written by hand", "The detector of heads", "Rules proposed for planted",  # of the handwritten model
+    "A model written by hand", "The detector of heads", "Planted rules are found",  # of the handwritten model
     "Spelling rare pieces", "Knowing whether someone", "With the missing rules",
 )  # fmt: skip
 RUN = "import sys; from pathlib import Path; from helpers.report import execute; execute(Path(sys.argv[1]))"

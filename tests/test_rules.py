@@ -8,7 +8,7 @@ import torch
 from helpers.contexts import gather
 from helpers.ledger import decoder
 from helpers.predicates import LEVELS, Wording, coded_slots, group_slot, lemma_names, word_groups
-from helpers.rule_fitting import LEAST_COUNT, Slots, full_tables, propose
+from helpers.rule_fitting import LEAST_COUNT, Fitter, Slots, full_tables, propose
 from helpers.rule_scores import carried, expected_words, explained, lookup_explained
 from helpers.rules import Rule, Term, expected_gelu, predictions
 from helpers.stories import CLASSES
@@ -160,3 +160,11 @@ def test_what_good_rules_carry(halves):
     predicted = truth * torch.tensor([1.0, 0.0, 1.0])
     found = carried(predicted, truth, story, torch.tensor([0.5, 0.3, 0.2]), 0.5)
     assert found.mean == pytest.approx(0.7) and found.low <= 0.7 <= found.high + 1e-6
+
+
+def test_the_search_ends_for_a_neuron_far_louder_than_a_step(slots, halves, common, monkeypatch):
+    rounds, choose = [], Fitter.choose
+    monkeypatch.setattr(Fitter, "choose", lambda fitter: rounds.append(1) or choose(fitter))
+    loud = 200.0 * (halves[0].token == common[4]).float()[:, None]
+    (rule,) = propose(slots, loud, listed=12)
+    assert len(rounds) <= 12 and rule.terms[0].slot.startswith("token")
