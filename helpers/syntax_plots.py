@@ -75,7 +75,7 @@ def draw_dissociation(
     axis.plot([low, high], [low, high], color="#999999", lw=0.8, ls="--")
     axis.set(xlabel="class of the next word: nats lost", ylabel="word within its class: nats lost", title=title)
     axis.set(xlim=(low, high), ylim=(low, high))
-    axis.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axis.legend(frameon=False, fontsize=8.5, loc="upper left")
 
 
 def draw_lines(
