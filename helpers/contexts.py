@@ -216,14 +216,16 @@ def family_tokens(context: Contexts, family: int, vocabulary: int) -> Bool[Tenso
     return (inside * 2 >= every) & (inside >= 2)
 
 
-def gather(model: TransformerBridge, stories: Iterable[Story]) -> tuple[Contexts, Tensor, Tensor]:
+def gather(
+    model: TransformerBridge, stories: Iterable[Story], neurons: slice = slice(None)
+) -> tuple[Contexts, Tensor, Tensor]:
     """Contexts, activations [n neuron] and final residual streams [n d_model] of all scored positions of tagged stories.
 
-    Unlike the streaming passes this keeps everything: 4 bytes a neuron and position.
+    Unlike the streaming passes this keeps everything: 4 bytes a neuron and position; `neurons` limits it to some.
     """
     encoded, activations, residuals = [], [], []
     for batch in walk(model, stories):
         encoded += batch.encoded
-        activations.append(batch.flat(batch.streams.mlp_post))
+        activations.append(batch.flat(batch.streams.mlp_post[..., neurons]))
         residuals.append(batch.flat(batch.streams.resid_post))
     return contexts(encoded), torch.cat(activations), torch.cat(residuals)

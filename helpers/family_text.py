@@ -1,0 +1,70 @@
+"""Sentences about neurons of families, made from what was measured."""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from helpers.contexts import Contexts
+from helpers.neuron_families import Family, reading_positions
+
+ALIKE = 0.1  # standard deviations: activations nearer to each other than this count as the same
+
+
+def read_tokens(family: Family, context: Contexts) -> Bool[Tensor, " vocabulary"]:
+    """The tokens that stand, at least half of the time, where the family should fire."""
+    every = torch.bincount(context.token, minlength=len(family.supports))
+    inside = torch.bincount(
+        context.token[reading_positions(context, family.name)], minlength=len(family.supports)
+    )
+    return (2 * inside >= every) & (every > 0)
+
+
+def fit(
+    family: Family,
+    context: Contexts,
+    strongest: Int[Tensor, " k"],
+    promoted: Int[Tensor, " k"],
+    suppressed: Int[Tensor, " k"],
+) -> str:
+    """Whether a neuron's strongest, promoted and suppressed tokens are those that its family's name says, in words.
+
+    A half of the name fits where at least half of the tokens do.
+    """
+    read = read_tokens(family, context)
+    reads, writes = int(read[strongest].sum()), int(family.supports[promoted].sum())
+    halves = (2 * reads >= len(strongest), 2 * writes >= len(promoted))
+    verdict = {
+        (True, True): "both halves of the name fit",
+        (True, False): "only the reading half of the name fits",
+        (False, True): "only the writing half of the name fits",
+        (False, False): "neither half of the name fits its extremes",
+    }[halves]
+    text = f"Of the {len(strongest)} tokens on which it is strongest {reads} are read by the family, and of the "
+    text += f"{len(promoted)} that it promotes most {writes} are supported by it: {verdict}."
+    against = int(read[suppressed].sum())
+    if 2 * against >= len(suppressed):
+        text += f" Of the {len(suppressed)} that it suppresses most {against} are words that the family reads: "
+        text += "much of what it does is to keep a second such word away."
+    return text
+
+
+def loudness(there: float, mean: float, deviation: float) -> str:
+    """What a neuron does at some positions, in words: its mean activation there against its mean everywhere."""
+    gap = (there - mean) / max(deviation, 1e-9)
+    text = f"Its mean activation is {there:.2f} there and {mean:.2f} everywhere"
+    if abs(gap) < ALIKE:
+        return f"{text}: no difference (less than {ALIKE} of its standard deviations)."
+    if gap > 0:
+        return f"{text}: it is louder there, so what is missed is what it says."
+    return f"{text}: it is quieter there, so what hurts is the mean in its place, which speaks where it is silent."
+
+
+def falls(sizes: list[int], curve: list[float]) -> str:
+    """What to say of a family whose cost falls as more members are removed; empty if it does not."""
+    peak = max(range(len(curve)), key=curve.__getitem__, default=0)
+    if not curve or curve[-1] >= curve[peak]:
+        return ""
+    return (
+        f" (the first {sizes[peak]} alone cost {curve[peak]:.3f}: what the other members say at these words "
+        "hurts more than it helps)"
+    )
