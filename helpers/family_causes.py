@@ -36,7 +36,7 @@ class CausalTest:
         return min(shares) if self.positions else 0.0
 
 
-def tested_positions(family: Family, context: Contexts, elsewhere: bool) -> Bool[Tensor, " n"]:
+def positions_of_test(family: Family, context: Contexts, elsewhere: bool) -> Bool[Tensor, " n"]:
     """Where a family should be needed: one of its tokens comes next (for a syntax family: and it reads the word here).
 
     With `elsewhere`, where it should not: it reads what stands here, but another token comes next.
@@ -58,11 +58,11 @@ def causal_test(
     elsewhere: bool = False,
     positions: int = 600,
 ) -> CausalTest:
-    """Ablate a family and its rivals (`neuron_families.rivals`) at up to `positions` of its `tested_positions`, drawn once.
+    """Ablate a family and its rivals (`neuron_families.rivals`) at up to `positions` of its `positions_of_test`, drawn once.
 
     A family without members costs nothing.
     """
-    rows = tested_positions(family, context, elsewhere).nonzero()[:, 0]
+    rows = positions_of_test(family, context, elsewhere).nonzero()[:, 0]
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:positions]]
     if not len(family.members) or not len(rows):
         return CausalTest(NONE, {half: torch.zeros(len(sets)) for half, sets in rivals.items()}, [], [], 0)

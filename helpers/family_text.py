@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from helpers.contexts import Contexts
+from helpers.contexts import Contexts, vocabulary_of_families
 from helpers.neuron_families import Family, reading_positions
 
 ALIKE = 0.1  # standard deviations: activations nearer to each other than this count as the same
@@ -13,9 +13,7 @@ ALIKE = 0.1  # standard deviations: activations nearer to each other than this c
 def read_tokens(family: Family, context: Contexts) -> Bool[Tensor, " vocabulary"]:
     """The tokens that stand, at least half of the time, where the family should fire."""
     every = torch.bincount(context.token, minlength=len(family.supports))
-    inside = torch.bincount(
-        context.token[reading_positions(context, family.name)], minlength=len(family.supports)
-    )
+    inside = torch.bincount(context.token[reading_positions(context, family.name)], minlength=len(family.supports))
     return (2 * inside >= every) & (every > 0)
 
 
@@ -28,24 +26,29 @@ def fit(
 ) -> str:
     """Whether a neuron's strongest, promoted and suppressed tokens are those that its family's name says, in words.
 
-    A half of the name fits where at least half of the tokens do.
+    A half of the name fits where at least half of the tokens do. What a word family reads is a scene of any words, so
+    that only its writing half can be judged.
     """
     read = read_tokens(family, context)
-    reads, writes = int(read[strongest].sum()), int(family.supports[promoted].sum())
-    halves = (2 * reads >= len(strongest), 2 * writes >= len(promoted))
+    reads, writes, against = (
+        int(side.sum()) for side in (read[strongest], family.supports[promoted], read[suppressed])
+    )
+    of_writing = f"of the {len(promoted)} tokens that it promotes most {writes} are supported by the family"
+    wrote = 2 * writes >= len(promoted)
+    if family.name not in vocabulary_of_families()["syntax"]:
+        verdict = "the writing half of the name fits" if wrote else "the writing half of the name does not fit"
+        return f"What it should read is a scene, which no list of tokens shows; {of_writing}: {verdict}."
     verdict = {
         (True, True): "both halves of the name fit",
         (True, False): "only the reading half of the name fits",
         (False, True): "only the writing half of the name fits",
-        (False, False): "neither half of the name fits its extremes",
-    }[halves]
-    text = f"Of the {len(strongest)} tokens on which it is strongest {reads} are read by the family, and of the "
-    text += f"{len(promoted)} that it promotes most {writes} are supported by it: {verdict}."
-    against = int(read[suppressed].sum())
-    if 2 * against >= len(suppressed):
-        text += f" Of the {len(suppressed)} that it suppresses most {against} are words that the family reads: "
-        text += "much of what it does is to keep a second such word away."
-    return text
+        (False, False): "neither half of the name fits",
+    }[2 * reads >= len(strongest), wrote]
+    text = f"Of the {len(strongest)} tokens on which it is strongest {reads} are read by the family, and {of_writing}: "
+    text += (
+        f"{verdict}. Of the {len(suppressed)} that it suppresses most {against} are words that the family reads"
+    )
+    return text + (": it keeps a second such word away." if 2 * against >= len(suppressed) else ".")
 
 
 def loudness(there: float, mean: float, deviation: float) -> str:
@@ -64,7 +67,9 @@ def falls(sizes: list[int], curve: list[float]) -> str:
     peak = max(range(len(curve)), key=curve.__getitem__, default=0)
     if not curve or curve[-1] >= curve[peak]:
         return ""
-    return (
-        f" (the first {sizes[peak]} alone cost {curve[peak]:.3f}: what the other members say at these words "
-        "hurts more than it helps)"
+    first = (
+        "the first alone costs more"
+        if sizes[peak] == 1
+        else f"the first {sizes[peak]} cost more, {curve[peak]:.3f}"
     )
+    return f" ({first}: what the other members say at these words hurts more than it helps)"

@@ -16,7 +16,8 @@ def explained(
     predicted: Float[Tensor, "n neuron"], activations: Float[Tensor, "n neuron"]
 ) -> Float[Tensor, " neuron"]:
     """Share of each neuron's variance that is predicted: 1 - squared error over variance; below 0 if it misleads."""
-    error = torch.stack([(a - p).square().mean() for p, a in zip(predicted.T, activations.T, strict=True)])
+    parts = zip(predicted.split(64, dim=1), activations.split(64, dim=1), strict=True)
+    error = torch.cat([(a - p).square().mean(0) for p, a in parts])
     return 1 - error / activations.var(0, unbiased=False).clamp(min=1e-12)
 
 
@@ -34,11 +35,10 @@ def follows(
     """Squared correlation of each neuron with the prediction dealt to it (a column's number): what that explains once
     its mean and its scale are fitted anew."""
     found = []
-    for j, number in enumerate(dealt.tolist()):
-        p, a = predicted[:, number], activations[:, j]
-        p, a = p - p.mean(), a - a.mean()
-        found.append((p @ a).square() / ((p @ p) * (a @ a)).clamp(min=1e-12))
-    return torch.stack(found)
+    for a, numbers in zip(activations.split(64, dim=1), dealt.split(64), strict=True):
+        a, p = a - a.mean(0), predicted[:, numbers] - predicted[:, numbers].mean(0)
+        found.append((a * p).sum(0).square() / (a.square().sum(0) * p.square().sum(0)).clamp(min=1e-12))
+    return torch.cat(found)
 
 
 def derangement(count: int, seed: int) -> Int[Tensor, " count"]:
