@@ -26,12 +26,13 @@ def populations(
     for i, (axis, (name, (model, twin))) in enumerate(zip(axes, columns.items(), strict=True)):
         own, other = names[i] if isinstance(names, list) else names
         edges = np.linspace(*np.quantile(np.concatenate([model, twin]), [0.005, 0.995]), 41)
-        axis.hist(np.clip(twin, edges[0], edges[-1]), edges, color=COLOURS["control"], alpha=0.6, label=other)
-        axis.hist(np.clip(model, edges[0], edges[-1]), edges, color=COLOURS["model"], alpha=0.75, label=own)
+        style = {"bins": edges, "density": True}  # the two may differ in number
+        axis.hist(np.clip(twin, *edges[[0, -1]]), color=COLOURS["control"], alpha=0.6, label=other, **style)
+        axis.hist(np.clip(model, *edges[[0, -1]]), color=COLOURS["model"], alpha=0.75, label=own, **style)
         axis.set(xlabel=name, yticks=[])
         if isinstance(names, list) or i == len(columns) - 1:
             axis.legend(frameon=False, fontsize=8)
-    axes[0].set_ylabel("neurons")
+    axes[0].set_ylabel("share of neurons")
     figure.suptitle(f"{title} (outermost bins: all beyond)", fontsize=11, x=0.01, ha="left")
     return figure
 
@@ -57,6 +58,8 @@ def accumulation(
     axis.axhline(0, color="#999999", lw=0.6)
     axis.set(title=title, xlabel="neurons removed", ylabel="nats a token lost", xscale="log")
     axis.set_yscale("symlog", linthresh=least, linscale=0.5)
+    lowest = min(min(values) for values in [*series.values(), *([band[2]] if band else [])])
+    axis.set_ylim(bottom=2 * min(lowest, 0) - least / 2)
     axis.legend(frameon=False, fontsize=8.5)
     return figure
 

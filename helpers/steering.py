@@ -50,7 +50,7 @@ def steer(
 
     A family without members leaves the texts as they are.
     """
-    start = [text for texts in plain.values() for text in texts]
+    start, made = [text for texts in plain.values() for text in texts], None
     texts: dict[float, list[str]] = {0.0: start} | {dose: [] for dose in doses}
     controls: dict[float, list[str]] = {0.0: start} | {dose: [] for dose in doses}
     for seed, (opening, own) in enumerate(tqdm(plain.items(), desc="steering")):
@@ -60,7 +60,11 @@ def steer(
             for side, written in enumerate((texts, controls)):
                 first = (2 * i + side) * len(own)
                 written[dose] += made[first : first + len(own)] if made else own
-    losses = [[text_loss(model, rows) for rows in written.values()] for written in (texts, controls)]
+    loss = text_loss(model, start)
+    losses = [
+        [loss] + [text_loss(model, written[dose]) if made else loss for dose in doses]
+        for written in (texts, controls)
+    ]
     return Steered((0.0, *doses), texts, controls, *losses)
 
 
