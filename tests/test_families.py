@@ -25,7 +25,6 @@ from helpers.family_detection import (
     unit_scores,
     units,
 )
-from helpers.family_text import falls, fit, loudness
 from helpers.files import WorkbookError
 from helpers.grammar import likeliest_next
 from helpers.neuron_families import (
@@ -39,6 +38,7 @@ from helpers.neuron_families import (
     set_effects,
     sides,
 )
+from helpers.neuron_text import falls, fit, loudness, missing
 from helpers.steering import Steered, push_rows, push_vector, rate_ratio, steer, word_rate
 from helpers.stories import CLASSES, Story, Word, encode_story
 
@@ -279,6 +279,8 @@ def test_what_is_said_of_a_card_follows_its_tokens(model, explored):
     assert "second such word" in fit(family, context, pronouns, verbs, pronouns)
     assert "no difference" in loudness(1.0, 1.02, 1.0)
     assert "louder" in loudness(2.0, 1.0, 1.0) and "quieter" in loudness(0.0, 1.0, 1.0)
+    assert "gains 8 of them, and 41" in missing(0.51, 0.59) and "little" in missing(0.51, 0.59)
+    assert "most" in missing(0.5, 0.9)
     assert falls([1, 2], [0.3, 0.2]) and not falls([1, 2], [0.2, 0.3]) and not falls([], [])
 
 

@@ -1,4 +1,4 @@
-"""Sentences about neurons of families, made from what was measured."""
+"""Sentences about neurons, made from what was measured."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -73,3 +73,17 @@ def falls(sizes: list[int], curve: list[float]) -> str:
         else f"the first {sizes[peak]} cost more, {curve[peak]:.3f}"
     )
     return f" ({first}: what the other members say at these words hurts more than it helps)"
+
+
+def missing(explained: float, at_most: float) -> str:
+    """How much of what a rule misses is its length: shares of variance that it explains, and that a list of every value does."""
+    now, most = round(100 * explained), round(100 * at_most)
+    part = (
+        "most of what is missing is length"
+        if 2 * (most - now) > 100 - now
+        else "little of what is missing is length"
+    )
+    return (
+        f"{100 - now} of 100 points are left unexplained; listing every value gains {most - now} of them, and {100 - most} "
+        f"are reached at no length that was tried: {part}."
+    )
