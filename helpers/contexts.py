@@ -216,14 +216,28 @@ def family_tokens(context: Contexts, family: int, vocabulary: int) -> Bool[Tenso
     return (inside * 2 >= every) & (inside >= 2)
 
 
-def gather(model: TransformerBridge, stories: Iterable[Story]) -> tuple[Contexts, Tensor, Tensor]:
+def gather(
+    model: TransformerBridge, stories: Iterable[Story], neurons: slice = slice(None), positions: int = 8192
+) -> tuple[Contexts, Tensor, Tensor]:
     """Contexts, activations [n neuron] and final residual streams [n d_model] of all scored positions of tagged stories.
 
-    Unlike the streaming passes this keeps everything: 4 bytes a neuron and position.
+    Unlike the streaming passes this keeps everything: 4 bytes a neuron and position; `neurons` limits it to some.
+    `positions`: of a batch (`walk`).
     """
     encoded, activations, residuals = [], [], []
-    for batch in walk(model, stories):
+    for batch in walk(model, stories, positions):
         encoded += batch.encoded
-        activations.append(batch.flat(batch.streams.mlp_post))
+        activations.append(batch.flat(batch.streams.mlp_post[..., neurons]))
         residuals.append(batch.flat(batch.streams.resid_post))
-    return contexts(encoded), torch.cat(activations), torch.cat(residuals)
+    return contexts(encoded), _joined(activations), _joined(residuals)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts one after another, each let go of (the list is emptied) once it is copied: memory never holds all twice."""
+    whole, start = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:]), 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole

@@ -85,11 +85,11 @@ class Entry:
 
 
 def status_of(evidence: list[Finding]) -> str:
-    """`holds` if all findings hold, `partly` if some do; else `not shown` if one is a near miss, `refuted` if none is."""
+    """`holds` if all findings hold, `partly` if some do; else `not shown` if all are near misses, `refuted` if one is none."""
     held = [finding.holds for finding in evidence]
     if any(held):
         return "holds" if all(held) else "partly"
-    return "not shown" if any(finding.near for finding in evidence) else "refuted"
+    return "not shown" if all(finding.near for finding in evidence) else "refuted"
 
 
 class Library:

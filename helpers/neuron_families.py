@@ -1,4 +1,4 @@
-"""Families of neurons found by what they read and what they write, and the tests that could refute them."""
+"""Families of neurons found by what they read and what they write, and the sets of other neurons to compare them with."""
 
 import dataclasses
 
@@ -105,6 +105,29 @@ def matched_sets(
     return sets
 
 
+def rivals(
+    family: Family, norm: Float[Tensor, " neuron"], size: Float[Tensor, " neuron"], count: int = 60
+) -> dict[str, list[Int[Tensor, " k"]]]:
+    """Sets of other neurons that share one half of what makes a family: those that "write" as it does but fail READ,
+    and those that "read" as it does but fail WRITE.
+
+    Each member is replaced by one of the ten neurons nearest to it in the norm of the write, in the mean size of the
+    activation (both on a log scale) and in the effect size of that half, whose distance counts twice.
+    """
+    base = [norm.clamp(min=1e-9).log(), size.clamp(min=1e-9).log()]
+    halves = {"write": (family.write, family.read < READ), "read": (family.read, family.write < WRITE)}
+    return {
+        half: matched_sets(family.members, torch.stack([*base, *[effect] * 4], 1), count, pool=10, usable=usable)
+        for half, (effect, usable) in halves.items()
+    }
+
+
+def sides(family: Family, sets: list[Int[Tensor, " k"]]) -> tuple[float, float]:
+    """Mean effect sizes of the neurons of some sets, on the family's read side and on its write side (0 for none)."""
+    neurons = torch.cat(sets)
+    return tuple(side[neurons].mean().item() if len(neurons) else 0.0 for side in (family.read, family.write))
+
+
 @torch.inference_mode()
 def set_effects(
     model: TransformerBridge,
@@ -117,64 +140,3 @@ def set_effects(
     """Change in loss (nats) at some positions when a set of neurons is set to its means, for each set."""
     before = residual_losses(model, residual, target)
     return losses_without(model, residual, activations, means, target, sets).T - before
-
-
-@dataclasses.dataclass(frozen=True)
-class CausalTest:
-    """What ablating a family costs where its words come next, beside matched random sets.
-
-    effect: nats a token. others: the same for each matched set. beaten: share of the sets that cost less.
-    curve: the effect of the first k members together, for each k of `sizes`.
-    """
-
-    effect: float
-    others: Float[Tensor, " set"]
-    beaten: float
-    sizes: list[int]
-    curve: list[float]
-    positions: int
-
-    def curve_at(self, k: int) -> float:
-        """The cost of the first k members together, nan where it was not measured."""
-        return dict(zip(self.sizes, self.curve, strict=True)).get(k, float("nan"))
-
-
-def causal_test(
-    model: TransformerBridge,
-    family: Family,
-    context: Contexts,
-    activations: Float[Tensor, "n neuron"],
-    residual: Float[Tensor, "n d_model"],
-    explore_means: Float[Tensor, " neuron"],
-    explore_size: Float[Tensor, " neuron"],
-    sets: int = 200,
-    positions: int = 600,
-    elsewhere: bool = False,
-) -> CausalTest:
-    """Ablate the family and matched sets at up to `positions` confirm positions whose next token it should support.
-
-    For a syntax family these are the positions that it reads as well. The sets' neurons are matched in the norm of
-    the write, the mean activity and the effect size of the write on the family's tokens, but do not read as the
-    family does (they fail READ). With `elsewhere` the positions are those whose next token it should not support. A family
-    without members costs nothing.
-    """
-    if not len(family.members):
-        return CausalTest(0.0, torch.zeros(sets), 0.0, [], [], 0)
-    here = family.supports[context.target]
-    if family.name in vocabulary_of_families()["syntax"]:
-        here &= reading_positions(context, family.name)
-    if elsewhere:
-        here = ~family.supports[context.target]
-    rows = here.nonzero()[:, 0]
-    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:positions]]
-    norm, size = model.W_out[0].norm(dim=1).clamp(min=1e-9).log(), explore_size.clamp(min=1e-9).log()
-    others = matched_sets(
-        family.members, torch.stack([norm, size, family.write], 1), sets, usable=family.read < READ
-    )
-    sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < len(family.members)} | {len(family.members)})
-    tried = [*(family.members[:k] for k in sizes), *others]
-    data = (residual[rows], activations[rows], explore_means, context.target[rows])
-    found = set_effects(model, *data, tried).mean(1)
-    curve, others = found[: len(sizes)], found[len(sizes) :]
-    beaten = (others < curve[-1]).float().mean().item()
-    return CausalTest(curve[-1].item(), others, beaten, sizes, curve.tolist(), len(rows))

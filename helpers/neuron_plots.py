@@ -8,23 +8,32 @@ import torch
 from matplotlib.figure import Figure
 
 from helpers.files import WorkbookError
+from helpers.ledger import decoder
 from helpers.plots import COLOURS, STYLE, new_axes
 from helpers.widgets import Widget, coloured_tokens
 
 
 def populations(
-    columns: dict[str, tuple[np.ndarray, np.ndarray]], title: str, names: tuple[str, str] = ("model", "twin")
+    columns: dict[str, tuple[np.ndarray, np.ndarray]],
+    title: str,
+    names: tuple[str, str] | list[tuple[str, str]] = ("model", "twin"),
 ) -> Figure:
-    """One histogram a quantity: all neurons of the model over those of a control (its random-weights twin)."""
+    """One histogram a quantity: all neurons of the model over those of a control (its random-weights twin).
+
+    names: of the two, or of the two in each panel. The outermost bins hold all that lies beyond them.
+    """
     figure, axes = new_axes(10, 2.9, columns=len(columns))
-    for axis, (name, (model, twin)) in zip(axes, columns.items(), strict=True):
+    for i, (axis, (name, (model, twin))) in enumerate(zip(axes, columns.items(), strict=True)):
+        own, other = names[i] if isinstance(names, list) else names
         edges = np.linspace(*np.quantile(np.concatenate([model, twin]), [0.005, 0.995]), 41)
-        axis.hist(np.clip(twin, edges[0], edges[-1]), edges, color=COLOURS["control"], alpha=0.6, label=names[1])
-        axis.hist(np.clip(model, edges[0], edges[-1]), edges, color=COLOURS["model"], alpha=0.75, label=names[0])
+        style = {"bins": edges, "density": True}  # the two may differ in number
+        axis.hist(np.clip(twin, *edges[[0, -1]]), color=COLOURS["control"], alpha=0.6, label=other, **style)
+        axis.hist(np.clip(model, *edges[[0, -1]]), color=COLOURS["model"], alpha=0.75, label=own, **style)
         axis.set(xlabel=name, yticks=[])
-    axes[0].set_ylabel("neurons")
-    axes[-1].legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        if isinstance(names, list) or i == len(columns) - 1:
+            axis.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel("share of neurons")
+    figure.suptitle(f"{title} (outermost bins: all beyond)", fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -33,17 +42,39 @@ def accumulation(
     series: dict[str, list[float]],
     title: str,
     band: tuple[str, list[int], list[float], list[float]] | None = None,
+    least: float = 0.01,
 ) -> Figure:
-    """How an effect adds up over neurons taken by rank, one line a way of adding; band: name, ranks, lowest, highest."""
-    figure, (axis,) = new_axes(8.5, 3.4)
-    for (name, values), style in zip(series.items(), ("-o", "--s", "-.v", ":^"), strict=False):
-        axis.plot(ranks, values, style, ms=3.5, lw=1.6, label=name)
+    """How an effect adds up over neurons taken by rank, one line a way of adding; band: name, ranks, lowest, highest.
+
+    The scale is linear between -`least` and `least` (nats), so that costs of nothing, or less, are seen too.
+    """
+    figure, (axis,) = new_axes(8.5, 3.8)
+    palette = (COLOURS["model"], COLOURS["accent"], COLOURS["ink"])
+    for (name, values), style, colour in zip(series.items(), ("-o", "--s", "-.v"), palette, strict=False):
+        axis.plot(ranks, values, style, ms=3.5, lw=1.6, label=name, color=colour)
     if band:
         name, places, low, high = band
         axis.fill_between(places, low, high, color=COLOURS["control"], alpha=0.5, label=name)
-    axis.set(title=title, xlabel="neurons removed", ylabel="nats a token lost", xscale="log", yscale="log")
-    axis.set_ylim(1e-3, 2 * max(max(values) for values in series.values()))
+    axis.axhline(0, color="#999999", lw=0.6)
+    axis.set(title=title, xlabel="neurons removed", ylabel="nats a token lost", xscale="log")
+    axis.set_yscale("symlog", linthresh=least, linscale=0.5)
+    lowest = min(min(values) for values in [*series.values(), *([band[2]] if band else [])])
+    axis.set_ylim(bottom=2 * min(lowest, 0) - least / 2)
     axis.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+def members(rows: dict[str, tuple[list[int], list[float]]], title: str) -> Figure:
+    """What removing a family's first members together costs, one line a family: numbers of members, costs (nats)."""
+    figure, (axis,) = new_axes(8.5, 3.4)
+    for name, (sizes, costs) in rows.items():
+        axis.plot(sizes, costs, marker="o", ms=3, lw=1.6, label=name)
+    ticks = sorted({size for sizes, _ in rows.values() for size in sizes})
+    axis.set(title=title, xlabel="members removed", ylabel="nats a token", xscale="log")
+    axis.set_xticks(ticks, [str(size) for size in ticks], minor=False)
+    axis.minorticks_off()
+    if rows:
+        axis.legend(frameon=False, fontsize=8.5)
     return figure
 
 
@@ -67,18 +98,24 @@ def scatter(
     return figure
 
 
-def doses(rows: dict[str, tuple[tuple[float, ...], list[float], list[float], list[float]]], title: str) -> Figure:
-    """Dose-response, one panel a family: doses, its words per 1,000, the same for matched neurons, and fluency (nats)."""
-    figure, axes = new_axes(10.5, 3.1, columns=max(1, len(rows)))
-    for axis, (name, (dose, rate, control, loss)) in zip(axes, rows.items(), strict=False):
-        axis.plot(dose, rate, "-o", color=COLOURS["model"], label="the family")
-        axis.plot(dose, control, "--o", color=COLOURS["control"], label="matched neurons, same push")
-        for x, y, nats in zip(dose, rate, loss, strict=True):
-            axis.annotate(
-                f"{nats:.1f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
-            )
-        axis.set_ylim(0, 1.2 * max(*rate, *control, 1e-9))
+def doses(
+    rows: dict[str, tuple[tuple[float, ...], list[float], list[float], list[float], list[float]]], title: str
+) -> Figure:
+    """Dose-response, one panel a family: doses, its words per 1,000 with the push through the family and through other
+    neurons, and the fluency (nats, written at the points) of both."""
+    figure, axes = new_axes(10.5, 3.3, columns=max(1, len(rows)))
+    for axis, (name, (dose, rate, control, loss, other)) in zip(axes, rows.items(), strict=False):
+        for values, nats, colour, style, label, below in (
+            (rate, loss, COLOURS["model"], "-o", "the family", False),
+            (control, other, COLOURS["control"], "--o", "matched neurons, same push", True),
+        ):
+            axis.plot(dose, values, style, color=colour, label=label)
+            place = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
+            for x, y, text in list(zip(dose, values, nats, strict=True))[1 if below else 0 :]:
+                axis.annotate(f"{text:.1f}", (x, y), xytext=(0, -12 if below else 6), **place)
+        axis.set_ylim(-0.12 * max(*rate, *control, 1e-9), 1.25 * max(*rate, *control, 1e-9))
         axis.set(xlabel="dose (standard deviations)", title=name)
+        axis.title.set_fontsize(10)
     axes[0].set_ylabel("its words, per 1,000 words")
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
@@ -117,7 +154,7 @@ def card(
         axis.barh(
             range(len(values)), list(values.values()), color=COLOURS["model"] if place == 1 else COLOURS["accent"]
         )
-        axis.set_yticks(range(len(values)), [repr(key)[1:-1] for key in values], fontsize=8)
+        axis.set_yticks(range(len(values)), list(values), fontsize=8)
         axis.invert_yaxis()
         axis.set_title(name)
     axis = figure.add_subplot(grid[1, :])
@@ -156,7 +193,8 @@ class CardMaker:
             raise WorkbookError(f"No neuron {neuron}: the model's neurons are 0 to {len(self.ledger) - 1}.")
         row, grouping = self.ledger.loc[neuron], self.stats.groupings["current token"]
         often = [(g, r) for g, r in grouping.rows.items() if grouping.counts[r] >= 5]
-        means = {self._word(g): float(grouping.sums[r, neuron] / grouping.counts[r]) for g, r in often}
+        word = decoder(self.tokenizer)
+        means = {word(g): float(grouping.sums[r, neuron] / grouping.counts[r]) for g, r in often}
         strongest = dict(sorted(means.items(), key=lambda pair: -pair[1])[:10])
         kinds = [i for i in range(len(self.class_names)) if self.class_count[i] > 0]
         effects = {self.class_names[i]: float(self.class_effect[neuron, i]) for i in kinds}

@@ -147,6 +147,7 @@ def paired_bars(
     title: str,
     unit: str,
     colours: list[str] | None = None,
+    digits: int = 2,
 ) -> Figure:
     """Groups of horizontal bars, one bar a series in each group; Estimates show their intervals."""
     figure, (axis,) = new_axes(8.5, 1.1 + 0.22 * len(labels) * len(series) + 0.1 * len(labels))
@@ -161,7 +162,7 @@ def paired_bars(
         axis.barh(places, means, xerr=errors, height=height * 0.92, label=name, color=palette[i], error_kw=style)
         for y, row in zip(places, rows, strict=True):
             place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
-            axis.annotate(f"{row.mean:.2f}", (max(row.high, 0), y), **place)
+            axis.annotate(f"{row.mean:.{digits}f}", (max(row.high, 0), y), **place)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set(title=title, xlabel=unit)

@@ -24,7 +24,7 @@ PENN = {
     "NN": "a singular noun", "NNS": "a plural noun", "NNP": "a name", "NNPS": "a plural name", "PRP": "a personal pronoun",
     "PRP$": "a possessive", "VB": "a bare verb", "VBD": "a past-tense verb", "VBG": "a verb in -ing", "VBN": "a participle",
     "VBP": "a present-tense verb", "VBZ": "a verb in -s", "MD": "a modal verb", "JJ": "an adjective", "JJR": "a comparative",
-    "JJS": "a superlative", "RB": "an adverb", "RBR": "a comparative adverb", "RP": "a particle", "DT": "an article",
+    "JJS": "a superlative", "RB": "an adverb", "RBR": "a comparative adverb", "RP": "a particle", "DT": "a determiner",
     "IN": "a preposition", "TO": "“to”", "CC": "a conjunction", "CD": "a number", "WRB": "when, where, why or how",
     "WP": "who or what", "WDT": "which", "EX": "“there” as subject", "UH": "an exclamation", "POS": "a possessive ending",
     ".": "the mark that ends a sentence", ",": "a comma", "``": "an opening quote", "''": "a closing quote",
@@ -144,7 +144,7 @@ class Wording:
     decode: Callable[[int], str]
 
     def value(self, slot: str, value: int) -> str:
-        """One value of a slot in words."""
+        """One value of a slot in words; a group of like words as its most frequent members in braces."""
         if value < 0 or (slot in LATEST_SLOTS and not value):
             return "nothing" if slot != "penn" else "another class"
         if slot in LATEST_SLOTS:
@@ -162,7 +162,7 @@ class Wording:
     def _group(self, slot: str, value: int) -> str:
         level = next(i for i, name in enumerate(LEVELS) if slot.endswith(name))
         members = [self.decode(token) for token in self.groups.names[level][value]] or ["a rare word"]
-        return f"“{members[0].strip('␣').lower()}”" if level == 0 else f"words like {'/'.join(members)}"
+        return f"“{members[0].strip('␣').lower()}”" if level == 0 else f"{{{' '.join(members)}}}"
 
     def place(self, slot: str) -> str:
         """Where a slot's value stands, as it begins a clause."""

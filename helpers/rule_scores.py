@@ -7,6 +7,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.contexts import Contexts
 from helpers.estimates import Estimate
+from helpers.predicates import Coded
+from helpers.rules import Rule, predictions
 from helpers.writes import logit_writes
 
 
@@ -14,8 +16,35 @@ def explained(
     predicted: Float[Tensor, "n neuron"], activations: Float[Tensor, "n neuron"]
 ) -> Float[Tensor, " neuron"]:
     """Share of each neuron's variance that is predicted: 1 - squared error over variance; below 0 if it misleads."""
-    error = torch.stack([(a - p).square().mean() for p, a in zip(predicted.T, activations.T, strict=True)])
+    parts = zip(predicted.split(64, dim=1), activations.split(64, dim=1), strict=True)
+    error = torch.cat([(a - p).square().mean(0) for p, a in parts])
     return 1 - error / activations.var(0, unbiased=False).clamp(min=1e-12)
+
+
+def rules_explain(
+    rules: list[Rule], coded: Coded, activations: Float[Tensor, "n neuron"], part: int = 128
+) -> Float[Tensor, " neuron"]:
+    """`explained` by some rules, a few neurons at a time, so that their predictions never stand all at once."""
+    columns = zip(range(0, len(rules), part), activations.split(part, dim=1), strict=True)
+    return torch.cat([explained(predictions(rules[i : i + part], coded), own) for i, own in columns])
+
+
+def follows(
+    predicted: Float[Tensor, "n neuron"], activations: Float[Tensor, "n neuron"], dealt: Int[Tensor, " neuron"]
+) -> Float[Tensor, " neuron"]:
+    """Squared correlation of each neuron with the prediction dealt to it (a column's number): what that explains once
+    its mean and its scale are fitted anew."""
+    found = []
+    for a, numbers in zip(activations.split(64, dim=1), dealt.split(64), strict=True):
+        a, p = a - a.mean(0), predicted[:, numbers] - predicted[:, numbers].mean(0)
+        found.append((a * p).sum(0).square() / (a.square().sum(0) * p.square().sum(0)).clamp(min=1e-12))
+    return torch.cat(found)
+
+
+def derangement(count: int, seed: int) -> Int[Tensor, " count"]:
+    """A random permutation that leaves nothing in its place (a cycle through all of a random order)."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 def lookup_explained(
@@ -46,13 +75,16 @@ def expected_words(
     The log of a token's share among the next tokens, weighed by how far the rule's prediction is above its mean,
     over its share everywhere; shrunk towards 0 by `prior` positions; nan for tokens seen fewer than `least` times.
     """
-    weight = (predicted - predicted.mean(0)).clamp(min=0)
-    weight = weight / weight.amax(0).clamp(min=1e-9)
     counts = torch.bincount(context.target, minlength=vocabulary).float()
-    share = counts / counts.sum()
-    inside = torch.zeros(vocabulary, weight.shape[1]).index_add_(0, context.target, weight)
-    lift = (inside + prior * share[:, None]) / (weight.sum(0) + prior) / share[:, None].clamp(min=1e-12)
-    return torch.where(counts[:, None] >= least, lift.log(), torch.nan).T
+    share = (counts / counts.sum())[:, None]
+    found = []
+    for part in predicted.split(128, dim=1):
+        weight = (part - part.mean(0)).clamp_(min=0)
+        weight /= weight.amax(0).clamp(min=1e-9)
+        inside = torch.zeros(vocabulary, weight.shape[1]).index_add_(0, context.target, weight)
+        lift = (inside + prior * share) / (weight.sum(0) + prior) / share.clamp(min=1e-12)
+        found.append(torch.where(counts[:, None] >= least, lift.log(), torch.nan).T)
+    return torch.cat(found)
 
 
 def choose_writes(
@@ -62,14 +94,17 @@ def choose_writes(
     seed: int,
     top: int = 10,
     rounds: int = 8,
+    neurons: Int[Tensor, " neuron"] | None = None,
 ) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
-    """Tell each neuron's promoted tokens from another neuron's by what its rule expects to come next.
+    """Tell each neuron's promoted tokens from another neuron's by what its rule expects to come next (`neurons`: the
+    numbers of the rows, where they are not all neurons).
 
     Returns each neuron's share of right choices over `rounds` random pairings, and the correlation over known tokens
     between its write and what its rule expects.
     """
     hoped = expected[:, known]
-    writes = torch.cat([logit_writes(model, part)[:, known] for part in torch.arange(model.cfg.d_mlp).split(256)])
+    parts = (torch.arange(model.cfg.d_mlp) if neurons is None else neurons).split(256)
+    writes = torch.cat([logit_writes(model, part)[:, known] for part in parts])
     promoted = writes.topk(top, dim=1).indices
     own = hoped.gather(1, promoted).mean(1)
     generator = torch.Generator().manual_seed(seed)

@@ -22,11 +22,12 @@ def sample(
     tokens: int = 300,
     temperature: float = 1.0,
     seed: int = 0,
-    push: Float[Tensor, " d_model"] | None = None,
+    push: Float[Tensor, "*story d_model"] | None = None,
 ) -> list[str]:
     """Let the model go on from `opening`, `count` times; each text ends at `<|endoftext|>` or after `tokens` tokens.
 
-    `push`, if given, is added to the MLP's write at every position: steering.
+    `push`, if given, is added to the MLP's write at every position: steering. One for each text has the shape
+    [story 1 d_model].
 
     Raises:
         WorkbookError: the opening leaves no room in the model's context, or the temperature is not positive.

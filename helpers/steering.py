@@ -16,35 +16,75 @@ from helpers.tour import text_loss
 
 @dataclasses.dataclass(frozen=True)
 class Steered:
-    """Texts sampled at each dose, pushed through a family and, as hard, through other neurons; losses: nats a token
-    of the family's texts under the unsteered model."""
+    """Texts sampled at each dose, pushed through a family and, as hard, through sets of other neurons; losses: nats a
+    token of these texts under the unsteered model, in the order of the doses (the first is 0)."""
 
     doses: tuple[float, ...]
     texts: dict[float, list[str]]
     others: dict[float, list[str]]
     losses: list[float]
+    other_losses: list[float]
+
+    def fluent_dose(self, most: float) -> float:
+        """The largest dose up to which no dose costs the unsteered model more than `most` nats a token above its own
+        texts; 0 if there is none."""
+        dose = 0.0
+        for tried, loss in zip(self.doses, self.losses, strict=True):
+            if not loss <= self.losses[0] + most:
+                break
+            dose = tried
+        return dose
 
 
 def steer(
     model: TransformerBridge,
     members: Int[Tensor, " k"],
-    others: Int[Tensor, " k"],
+    others: list[Int[Tensor, " k"]],
     deviations: Float[Tensor, " neuron"],
-    plain: list[str],
-    doses: tuple[float, ...] = (1.0, 2.0, 4.0),
-    opening: str = "One day,",
-    tokens: int = 90,
+    plain: dict[str, list[str]],
+    doses: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0),
+    tokens: int = 60,
 ) -> Steered:
-    """Sample as many texts as `plain` (unsteered, dose 0) has, at each dose, with the push of the members and a push
-    of equal norm through `others`."""
-    texts, controls = {0.0: plain}, {0.0: plain}
-    for dose in tqdm(doses, desc="steering"):
+    """Sample as many texts as `plain` (unsteered, by opening) has, at each dose, with the push of the members, and with
+    pushes of equal norm through other sets of neurons, which share the texts between them.
+
+    A family without members leaves the texts as they are.
+    """
+    start, made = [text for texts in plain.values() for text in texts], None
+    texts: dict[float, list[str]] = {0.0: start} | {dose: [] for dose in doses}
+    controls: dict[float, list[str]] = {0.0: start} | {dose: [] for dose in doses}
+    for seed, (opening, own) in enumerate(tqdm(plain.items(), desc="steering")):
+        pushes = push_rows(model, members, others, deviations, doses, len(own))
+        made = sample(model, opening, len(pushes), tokens, seed=50 + seed, push=pushes) if len(members) else None
+        for i, dose in enumerate(doses):
+            for side, written in enumerate((texts, controls)):
+                first = (2 * i + side) * len(own)
+                written[dose] += made[first : first + len(own)] if made else own
+    loss = text_loss(model, start)
+    losses = [
+        [loss] + [text_loss(model, written[dose]) if made else loss for dose in doses]
+        for written in (texts, controls)
+    ]
+    return Steered((0.0, *doses), texts, controls, *losses)
+
+
+def push_rows(
+    model: TransformerBridge,
+    members: Int[Tensor, " k"],
+    others: list[Int[Tensor, " k"]],
+    deviations: Float[Tensor, " neuron"],
+    doses: tuple[float, ...],
+    count: int,
+) -> Float[Tensor, "row 1 d_model"]:
+    """A push for every text: for each dose `count` rows through the members, then `count` through the other sets in
+    turn, these scaled to the members' norm."""
+    rows = []
+    for dose in doses:
         push = push_vector(model, members, deviations, dose)
-        other = push_vector(model, others, deviations, dose)
-        other = other * push.norm() / other.norm().clamp(min=1e-9)
-        for written, vector in ((texts, push), (controls, other)):
-            written[dose] = sample(model, opening, count=len(plain), tokens=tokens, seed=5, push=vector)
-    return Steered((0.0, *doses), texts, controls, [text_loss(model, written) for written in texts.values()])
+        rival = torch.stack([push_vector(model, chosen, deviations, dose) for chosen in others])
+        rival = rival * push.norm() / rival.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        rows += [push.expand(count, -1), rival[torch.arange(count) % len(rival)]]
+    return torch.cat(rows)[:, None]
 
 
 def push_vector(

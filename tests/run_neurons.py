@@ -9,6 +9,7 @@ import torch
 from helpers import load_model, load_stories, neuron_ablation, neuron_families
 from helpers.contexts import gather, token_classes
 from helpers.corpus import walk
+from helpers.family_causes import causal_test
 from helpers.ledger import build_ledger, decoder
 from helpers.neuron_stats import collect
 from helpers.predicates import coded_slots, word_groups
@@ -35,7 +36,8 @@ def main(folder: str) -> dict:
     family = neuron_families.find_family(model, context, activations, "searching")
     sizes = stats.moments()["mean size"].float()
     some = neuron_families.Family("searching", family.read, family.write, torch.tensor([1, 2]), family.supports)
-    test = neuron_families.causal_test(model, some, context, activations, residual, means, sizes, sets=4)
+    others = neuron_families.rivals(some, model.W_out[0].norm(dim=1), sizes, 3)
+    test = causal_test(model, some, others, context, activations, residual, means)
     ledger = build_ledger(
         stats, shape, effects.mean(0), torch.zeros(4096, len(UNIVERSAL)), UNIVERSAL, decoder(model.tokenizer)
     )

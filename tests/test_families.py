@@ -12,11 +12,34 @@ from helpers.contexts import (
     vocabulary_of_families,
     word_code,
 )
-from helpers.family_detection import Halves, best_threshold, detect, detection, label_kinds, sentence_scores, units
+from helpers.family_causes import causal_test, positions_of_test
+from helpers.family_detection import (
+    Halves,
+    Units,
+    best_threshold,
+    detect,
+    detection,
+    grouped_area,
+    label_kinds,
+    lookup,
+    unit_scores,
+    units,
+)
 from helpers.files import WorkbookError
 from helpers.grammar import likeliest_next
-from helpers.neuron_families import find_family, matched_sets, reading_positions, set_effects
-from helpers.steering import push_vector, rate_ratio, steer, word_rate
+from helpers.neuron_families import (
+    READ,
+    WRITE,
+    Family,
+    find_family,
+    matched_sets,
+    reading_positions,
+    rivals,
+    set_effects,
+    sides,
+)
+from helpers.neuron_text import falls, fit, loudness, missing
+from helpers.steering import Steered, push_rows, push_vector, rate_ratio, steer, word_rate
 from helpers.stories import CLASSES, Story, Word, encode_story
 
 TEXT = 'Tom said, "I look." He ran.\nA dog slept.'
@@ -129,11 +152,33 @@ def test_detection_on_a_hand_made_case():
     assert detection(scores, truth, best_threshold(scores, truth))["F1"] >= found["F1"]
 
 
-def test_sentence_scores_average_the_kept_positions():
-    scores = sentence_scores(
-        torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), torch.tensor([True, True, False])
+def told(truth, group, story=None):
+    truth, group = torch.tensor(truth), torch.tensor(group)
+    story = torch.zeros_like(group) if story is None else torch.tensor(story)
+    return Units(torch.arange(len(truth)), truth, group, story)
+
+
+def test_the_area_within_groups_by_hand():
+    scores = torch.tensor([1.0, 2.0, 9.0, 8.0, 5.0])
+    truth, group = [False, True, False, True, True], [0, 0, 1, 1, 2]
+    assert grouped_area(scores, told(truth, group)).mean == pytest.approx(0.5)  # one group right, one wrong
+    assert grouped_area(scores, told(truth, [0] * 5)).mean == pytest.approx(3 / 6)
+    assert grouped_area(torch.zeros(5), told(truth, group)).mean == 0.5
+    assert grouped_area(scores, told(truth, [0, 1, 2, 3, 4])).mean == 0.5  # nothing to compare
+
+
+def test_what_the_group_tells_alone_is_worth_nothing_within_groups():
+    generator = torch.Generator().manual_seed(0)
+    group = torch.randint(6, (3000,), generator=generator)
+    truth = torch.rand(3000, generator=generator) < group / 6
+    known = Units(torch.arange(3000), truth, group, torch.arange(3000) % 50)
+    scores = group + 0.01 * torch.rand(3000, generator=generator)
+    area = grouped_area(scores, known, draws=100)
+    assert (
+        detection(scores, truth, 0.0)["AUC"] > 0.75 and detection(lookup(known, known), truth, 0.0)["AUC"] > 0.75
     )
-    assert scores[0] == 2 and scores[1].isnan()
+    assert 0.45 < area.mean < 0.55 and area.low < area.mean < area.high
+    assert grouped_area(truth + 0.0, known).mean == 1
 
 
 def test_pushing_and_counting(model):
@@ -146,29 +191,97 @@ def test_a_neuron_that_knows_the_next_class_is_detected_and_noise_is_not(explore
     context, activations, _ = explored
     name = "pronoun to verb or adverb"
     made = torch.randn(activations.shape, generator=torch.Generator().manual_seed(0))
-    made[:, 0] += 4.0 * (context.target_tag == CLASSES.index("VERB"))
+    wanted = torch.tensor([CLASSES.index(kind) for kind in ("VERB", "AUX", "ADV")])
+    made[:, 0] += 4.0 * torch.isin(context.target_tag, wanted)
+    made[:, 9] = context.token  # knows the word that stands here, and nothing else
     half = Halves(context, made, made.mean(0), made.std(0))
-    found = detect(half, half, torch.tensor([0]), [torch.tensor([j]) for j in range(1, 9)], name, "syntax")
-    assert found["AUC"] > 0.75 and 0.4 < found["matched"] < 0.65
-    scores, truth = units(half, torch.tensor([0]), name, "syntax")
-    assert len(scores) == len(truth) == int(reading_positions(context, name).sum())
+    others = [torch.tensor([j]) for j in range(1, 9)]
+    found = detect(half, half, torch.tensor([0]), others, name, "syntax")
+    assert found["AUC"].low > 0.9 and 0.4 < found["matched"] < 0.65 and found["lookup"] > 0.8
+    assert detect(half, half, torch.tensor([9]), others, name, "syntax")["AUC"].mean == 0.5
+    known = units(context, name, "syntax")
+    assert len(unit_scores(half, known, torch.tensor([0]))) == int(reading_positions(context, name).sum())
 
 
-def test_word_families_have_two_labels_and_leave_out_sentences_that_begin_with_them(explored):
+def test_sentences_of_a_word_family_are_scored_before_its_word_and_the_others_on_as_many_tokens(explored):
     context, activations, _ = explored
     half = Halves(context, activations, activations.mean(0), activations.std(0))
     assert label_kinds("searching") == ["word", "theme"]
-    scores, truth = units(half, torch.tensor([3]), "searching", "word")
-    assert not scores.isnan().any() and 0 < truth.float().mean() < 0.5
-    none, _ = units(half, torch.tensor([], dtype=torch.long), "searching", "word")
-    assert (none == 0).all()
+    known = units(context, "searching", "word")
+    assert 0 < known.truth.float().mean() < 0.5
+    assert not (context.word_family[known.unit >= 0] == 0).any()
+    assert torch.equal(torch.bincount(known.unit[known.unit >= 0]), known.group)
+    assert set(known.group[~known.truth].tolist()) <= set(known.group[known.truth].tolist())
+    assert (unit_scores(half, known, torch.tensor([], dtype=torch.long)) == 0).all()
 
 
-def test_steering_pushes_both_sides_equally_hard_and_starts_from_the_plain_texts(model):
-    deviations = torch.ones(model.cfg.d_mlp)
-    run = steer(model, torch.tensor([4]), torch.tensor([9]), deviations, ["a b", "c d"], (3.0,), tokens=5)
-    assert run.doses == (0.0, 3.0) and run.texts[0.0] == run.others[0.0] == ["a b", "c d"]
-    assert len(run.texts[3.0]) == 2 and len(run.losses) == 2
+def test_rivals_share_one_half_and_fail_the_other(model, explored):
+    context, activations, _ = explored
+    family = find_family(model, context, activations, "pronoun to verb or adverb")
+    sets = rivals(family, model.W_out[0].norm(dim=1), activations.abs().mean(0), 5)
+    for chosen in sets["write"] + sets["read"]:
+        assert len(chosen) == len(family.members) > 2 and not set(chosen.tolist()) & set(family.members.tolist())
+    assert (family.read[torch.cat(sets["write"])] < READ).all()
+    assert (family.write[torch.cat(sets["read"])] < WRITE).all()
+    assert sides(family, sets["read"])[0] > READ > sides(family, sets["write"])[0]
+    assert sides(family, sets["write"])[1] > sides(family, sets["read"])[1]
+    assert sides(family, [family.members[:0]]) == (0.0, 0.0)
+
+
+def test_the_causal_test_compares_where_the_family_reads(model, explored):
+    context, activations, residual = explored
+    family = find_family(model, context, activations, "pronoun to verb or adverb")
+    own, other = (positions_of_test(family, context, elsewhere) for elsewhere in (False, True))
+    reads = reading_positions(context, family.name)
+    assert torch.equal(own | other, reads) and not (own & other).any()
+    sets = {"write": [torch.tensor([1, 2])] * 3, "read": [family.members] * 2}
+    data = (context, activations, residual, activations.mean(0))
+    test = causal_test(model, family, sets, *data, positions=80)
+    assert test.sizes[-1] == len(family.members) and test.curve[-1] == pytest.approx(test.effect.mean, abs=1e-6)
+    assert test.effect.low < test.effect.mean < test.effect.high and test.positions == 80
+    assert test.beaten == 0  # not more than sets that are the family itself
+    nobody = Family(family.name, family.read, family.write, family.members[:0], family.supports)
+    assert causal_test(model, nobody, {"write": [family.members[:0]]}, *data).beaten == 0
+
+
+def test_pushes_are_equally_hard_and_the_other_sets_take_turns(model):
+    deviations, doses = torch.ones(model.cfg.d_mlp), (1.0, 3.0)
+    others = [torch.tensor([9]), torch.tensor([11])]
+    rows = push_rows(model, torch.tensor([4]), others, deviations, doses, 3)[:, 0]
+    norms = rows.norm(dim=1).view(2, 6)
+    torch.testing.assert_close(norms, norms[:, :1].expand(2, 6))
+    torch.testing.assert_close(rows[0] * 3, rows[6])
+    assert torch.equal(rows[3], rows[5]) and not torch.equal(rows[3], rows[4])
+
+
+def test_steering_samples_every_dose_and_leaves_the_texts_alone_without_members(model):
+    deviations, plain = torch.ones(model.cfg.d_mlp), {"a": ["a b", "a d"], "the": ["the e"]}
+    run = steer(model, torch.tensor([4]), [torch.tensor([9])], deviations, plain, (3.0,), tokens=5)
+    assert run.doses == (0.0, 3.0) and run.texts[0.0] == run.others[0.0] == ["a b", "a d", "the e"]
+    assert [text[:3] == "the" for text in run.texts[3.0]] == [False, False, True]
+    assert len(run.others[3.0]) == 3 and len(run.losses) == len(run.other_losses) == 2
+    nobody = torch.tensor([], dtype=torch.long)
+    assert steer(model, nobody, [nobody], deviations, plain, (3.0,)).texts[3.0] == run.texts[0.0]
+
+
+def test_the_fluent_dose_ends_before_the_first_that_costs_too_much():
+    run = Steered((0.0, 1.0, 2.0, 4.0), {}, {}, [2.0, 2.3, 3.0, 2.1], [])
+    assert [run.fluent_dose(most) for most in (0.1, 0.5, 2.0)] == [0.0, 1.0, 4.0]
+
+
+def test_what_is_said_of_a_card_follows_its_tokens(model, explored):
+    context, activations, _ = explored
+    family = find_family(model, context, activations, "pronoun to verb or adverb")
+    pronouns = context.token[reading_positions(context, family.name)].mode().values.expand(8)
+    verbs, nothing = family.supports.nonzero()[:10, 0], torch.zeros(10, dtype=torch.long)
+    assert "both halves" in fit(family, context, pronouns, verbs, nothing)
+    assert "neither half" in fit(family, context, nothing[:8], nothing, nothing)
+    assert "second such word" in fit(family, context, pronouns, verbs, pronouns)
+    assert "no difference" in loudness(1.0, 1.02, 1.0)
+    assert "louder" in loudness(2.0, 1.0, 1.0) and "quieter" in loudness(0.0, 1.0, 1.0)
+    assert "gains 8 of them, and 41" in missing(0.51, 0.59) and "little" in missing(0.51, 0.59)
+    assert "most" in missing(0.5, 0.9)
+    assert falls([1, 2], [0.3, 0.2]) and not falls([1, 2], [0.2, 0.3]) and not falls([], [])
 
 
 def test_the_ratio_of_rates():

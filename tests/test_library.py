@@ -44,7 +44,10 @@ def test_partly_is_between():
 
 
 def test_a_near_miss_is_not_refuted():
-    assert status_of([finding(0.45, interval=(0.4, 0.55)), finding(0.2)]) == "not shown"
+    near = finding(0.45, interval=(0.4, 0.55))
+    assert status_of([near, near]) == "not shown"
+    assert status_of([near, finding(0.2)]) == "refuted"
+    assert status_of([near, finding(0.9)]) == "partly"
     assert status_of([finding(0.45, interval=(0.4, 0.49))]) == "refuted"
 
 

@@ -9,7 +9,15 @@ from helpers.contexts import gather
 from helpers.ledger import decoder
 from helpers.predicates import LEVELS, Wording, coded_slots, group_slot, lemma_names, word_groups
 from helpers.rule_fitting import LEAST_COUNT, Fitter, Slots, full_tables, propose
-from helpers.rule_scores import carried, expected_words, explained, lookup_explained
+from helpers.rule_scores import (
+    carried,
+    derangement,
+    expected_words,
+    explained,
+    follows,
+    lookup_explained,
+    rules_explain,
+)
 from helpers.rules import Rule, Term, expected_gelu, predictions
 from helpers.stories import CLASSES
 
@@ -152,6 +160,30 @@ def test_expected_words_follow_where_the_rule_fires(model, halves):
 def test_a_table_of_tokens_explains_a_neuron_of_tokens(halves, common):
     explore, confirm = (torch.isin(half.token, common[:2])[:, None].float() for half in halves)
     assert lookup_explained(halves[0], explore, halves[1], confirm)[0] > 0.95
+
+
+def test_scores_in_parts_are_the_same_scores(found, halves, common, coded):
+    values = planted(halves[1], common, 1)
+    whole = explained(predictions(found, coded), values)
+    torch.testing.assert_close(rules_explain(found, coded, values, part=3), whole)
+    by_hand = 1 - (values - predictions(found, coded)).square().mean(0) / values.var(0, unbiased=False)
+    torch.testing.assert_close(whole, by_hand, atol=1e-5, rtol=1e-4)
+
+
+def test_following_is_a_squared_correlation_whatever_the_scale():
+    values = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    other = torch.tensor([1, 2, 0])
+    assert torch.allclose(follows(5 - 3 * values, values, torch.arange(3)), torch.ones(3), atol=1e-5)
+    crossed = follows(5 - 3 * values, values, other)
+    expected = [torch.corrcoef(values[:, [j, int(i)]].T)[0, 1].item() ** 2 for j, i in enumerate(other)]
+    assert crossed.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_derangement_leaves_nothing_in_its_place():
+    for count in (2, 7, 300):
+        dealt = derangement(count, seed=count)
+        assert dealt.sort().values.tolist() == list(range(count))
+        assert not (dealt == torch.arange(count)).any()
 
 
 def test_what_good_rules_carry(halves):
