@@ -30,6 +30,16 @@ from helpers.training_data import save_tokenizer, train_tokenizer
 TINY = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "vocab_size": 512}
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal tests to processes by file, since files share their models; the longest ones, whole notebooks, singly and first."""
+    singly = "test_notebook_control"
+    items.sort(key=lambda item: item.path.stem != singly)
+    for item in items:
+        name = item.nodeid if item.path.stem == singly else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 def save_model(folder: Path, tokenizer: Tokenizer, layers: int = 1, **shape: int) -> Path:
     """A folder with a small random GPT-Neo and its tokenizer, as load_model reads it."""
     size = TINY | {"max_position_embeddings": 128} | shape
