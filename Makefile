@@ -21,7 +21,7 @@ test: $(READY)
 	@echo "== 2 of 3: tests of the helpers and of the exported pages"
 	@$(SIDE_BY_SIDE) $(BIN)/python -m pytest tests --durations=12 -n 2 --dist loadgroup
 	@echo "== 3 of 3: rerunning the notebooks and comparing their outputs (nbval)"
-	@$(SIDE_BY_SIDE) $(BIN)/python -m pytest --nbval notebooks -v -n 2 --dist loadfile
+	@$(SIDE_BY_SIDE) $(BIN)/python -m pytest --nbval $$(ls -r notebooks/*.ipynb) -v -n 2 --dist loadfile
 	@echo "== All green"
 
 lab: $(READY)
