@@ -106,25 +106,18 @@ def matched_sets(
 
 
 def rivals(
-    family: Family,
-    norm: Float[Tensor, " neuron"],
-    size: Float[Tensor, " neuron"],
-    count: int = 60,
-    pool: int = 10,
-    weight: int = 2,
+    family: Family, norm: Float[Tensor, " neuron"], size: Float[Tensor, " neuron"], count: int = 60
 ) -> dict[str, list[Int[Tensor, " k"]]]:
     """Sets of other neurons that share one half of what makes a family: those that "write" as it does but fail READ,
     and those that "read" as it does but fail WRITE.
 
-    Each member is replaced by one of the `pool` neurons nearest to it in the norm of the write, in the mean size of the
-    activation (both on a log scale) and in the effect size of that half, whose distance counts `weight` times.
+    Each member is replaced by one of the ten neurons nearest to it in the norm of the write, in the mean size of the
+    activation (both on a log scale) and in the effect size of that half, whose distance counts twice.
     """
     base = [norm.clamp(min=1e-9).log(), size.clamp(min=1e-9).log()]
     halves = {"write": (family.write, family.read < READ), "read": (family.read, family.write < WRITE)}
     return {
-        half: matched_sets(
-            family.members, torch.stack([*base, *[effect] * weight**2], 1), count, pool=pool, usable=usable
-        )
+        half: matched_sets(family.members, torch.stack([*base, *[effect] * 4], 1), count, pool=10, usable=usable)
         for half, (effect, usable) in halves.items()
     }
 
