@@ -32,7 +32,7 @@ class CausalTest:
     @property
     def beaten(self) -> float:
         """Share of the sets that cost less than the family, of the kind of which fewer do."""
-        shares = [(costs < self.effect.mean).float().mean().item() for costs in self.others.values()]
+        shares = [(costs < self.effect.mean).double().mean().item() for costs in self.others.values()]
         return min(shares) if self.positions else 0.0
 
 

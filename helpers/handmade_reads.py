@@ -46,7 +46,7 @@ def read_input(model: TransformerBridge, resid_mid: Float[Tensor, "n d_model"]) 
 def measure_stream(model: TransformerBridge, stories: list[Story], context: Contexts) -> Stream:
     """One pass over explore stories (`context`: theirs)."""
     total, square, divisor, looks, count = 0.0, 0.0, 0.0, 0.0, 0
-    for batch in walk(model, stories):
+    for batch in walk(model, stories, positions=4096):
         mid = batch.flat(batch.streams.resid_mid)
         x = read_input(model, mid)
         total, square = total + x.sum(0), square + x.T @ x

@@ -1,6 +1,5 @@
 """The handwritten model measured: its losses, what it misses, and what was planted in it."""
 
-import gc
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from helpers.handwritten_heads import WORDS_BACK
 from helpers.handwritten_layout import RULES
 from helpers.handwritten_model import Written, save, write
 from helpers.loading import load_model
+from helpers.memory import release
 from helpers.stories import EncodedStory, Story
 from helpers.tour import baseline_columns
 
@@ -39,7 +39,7 @@ def build(
     """Write a model into the cache folder and load it from there, as any other model is loaded."""
     root = Path(os.environ.get("TINYSTORIES_CACHE") or Path(__file__).parents[1] / "cache")
     written = write(tables, rules)
-    gc.collect()  # models that are no longer used hold cycles
+    release()  # models that are no longer used hold cycles
     return load_model(save(written, root / name)), written
 
 
