@@ -81,6 +81,11 @@ def recovered(
     return share_of(story, floor - loss, floor - whole)
 
 
+def nearer(old: Float[Tensor, " n"], new: Float[Tensor, " n"], whole: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """By how much a position's loss comes nearer to the whole model's; below 0 where it goes away from it."""
+    return (old - whole).abs() - (new - whole).abs()
+
+
 def recovered_table(
     loss: dict[str, Float[Tensor, " n"]], share: dict[str, Estimate], above: dict[str, Estimate]
 ) -> str:

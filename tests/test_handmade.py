@@ -119,10 +119,19 @@ def test_some_positions_are_those_positions(model, text):
     torch.testing.assert_close(part, handmade.losses(model, text, write)[rows], atol=1e-5, rtol=0)
 
 
-def test_the_scale_is_the_best_of_those_offered(model, text):
-    base, write, target = text.base[:200], (text.change @ model.W_out[0])[:200], text.context.target[:200]
-    unit = handmade.final_scale(model, base).mean().item()
-    assert handmade.choose_scale(model, base, write, target, (0.01 / unit, 1 / unit)) == pytest.approx(1.0)
+def test_the_strength_is_the_newton_step_of_a_loss_in_which_the_divisor_is_fixed(model, text):
+    base, write, target = text.base[:60], (text.change @ model.W_out[0])[:60], text.context.target[:60]
+    unit = handmade.final_scale(model, base).mean()
+    logits, lift = model.unembed(model.ln_final(base[None]))[0].double(), (write @ model.W_U / unit).double()
+
+    def loss(s):
+        return torch.nn.functional.cross_entropy(logits + s * lift, target)
+
+    step = 1e-3
+    low, here, high = (loss(s).item() for s in (-step, 0.0, step))
+    newton = -((high - low) / (2 * step)) / ((high - 2 * here + low) / step**2)
+    assert handmade.closed_strength(model, base, write, target) == pytest.approx(newton, rel=1e-3)
+    assert handmade.closed_strength(model, base, 2 * write, target) == pytest.approx(newton / 2, rel=1e-3)
 
 
 def test_a_token_table_is_the_mean_given_the_token(text, model, common):

@@ -138,3 +138,8 @@ def test_a_table_of_replacements_begins_with_the_worst():
     share = {name: handmade_compare.recovered(story, x, floor, whole) for name, x in loss.items()}
     rows = handmade_compare.recovered_table(loss, share, share).splitlines()
     assert rows[2].startswith("| b | 3.00 | 40%") and rows[3].startswith("| a | 1.00 | 80%")
+
+
+def test_losses_come_nearer_from_either_side():
+    old, new, whole = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([2.5, 1.5, 1.0]), torch.full((3,), 2.0)
+    assert handmade_compare.nearer(old, new, whole).tolist() == [0.5, 0.5, -1.0]

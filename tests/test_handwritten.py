@@ -157,7 +157,7 @@ def test_the_basis_does_not_feel_a_mean():
 def test_level_rows_have_one_length_and_no_mean():
     rows = layout.level(layout.put("class", torch.rand(5, 18)), 0)
     torch.testing.assert_close(rows.sum(1), torch.zeros(5), atol=1e-5, rtol=0)
-    assert rows.pow(2).sum(1).std() < 1e-5
+    assert rows.pow(2).sum(1).std() < 1e-4  # of lengths of a hundred and more
 
 
 def test_all_rules_but_the_last_two_are_the_first_version():

@@ -21,13 +21,14 @@ from helpers.stories import STORIES
 ROOT = Path(__file__).parents[1]
 RUN = "import sys; from pathlib import Path; from helpers.report import execute; execute(Path(sys.argv[1]))"
 LATER = ("02_mlp_neurons", "03_attention_heads", "04_syntax_and_content")
-FEWER = """from helpers import neuron_families, sampling, steering
+FEWER = """from helpers import family_causes, neuron_families, sampling, steering
 import helpers
 whole = sampling.sample
-def few(*given, **named):
-    return whole(*given, **(named | {"count": min(named.get("count", 1), 2), "tokens": min(named.get("tokens", 9), 9)}))
+def few(model, opening, count=1, tokens=9, **named):
+    return whole(model, opening, count if "push" in named else min(count, 2), min(tokens, 9), **named)
 helpers.sample = sampling.sample = steering.sample = few
-neuron_families.causal_test.__defaults__ = (20, 60, False)"""  # fewer texts, matched sets and positions, to be quick
+neuron_families.rivals.__defaults__ = (20,)
+family_causes.causal_test.__defaults__ = (False, 60)"""  # fewer texts, matched sets and positions, to be quick
 
 
 @pytest.fixture(scope="module")

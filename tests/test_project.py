@@ -130,6 +130,11 @@ def test_code_cells_have_at_most_15_lines(notebook):
     assert long == []
 
 
+def test_marks_for_nbval_stand_alone_on_their_lines(notebook):
+    lines = [line for cell in notebook.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    assert [line for line in lines if "NBVAL" in line and line != "# NBVAL_IGNORE_OUTPUT"] == []
+
+
 def test_never_more_than_two_code_cells_follow_each_other(notebook):
     kinds = "".join(cell.cell_type[0] for cell in notebook.cells)
     assert "ccc" not in kinds
