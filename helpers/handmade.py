@@ -93,6 +93,19 @@ def closed_strength(
     return gained / max(spread, 1e-9) * final_scale(model, base).mean().item()
 
 
+def favoured(
+    model: TransformerBridge,
+    base: Float[Tensor, "n d_model"],
+    write: Float[Tensor, "n d_model"],
+    target: Int[Tensor, " n"],
+    strength: float,
+    multiples: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
+) -> float:
+    """The multiple of a strength with the lowest loss: what a control is given, so that it does not fail by its strength."""
+    tried = [strength * x for x in multiples]
+    return min(tried, key=lambda x: residual_losses(model, base + x * write, target).mean().item())
+
+
 @dataclasses.dataclass(frozen=True)
 class Text:
     """Positions of one split and what the model does there. base: the final residual stream with every neuron at its

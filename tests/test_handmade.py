@@ -134,6 +134,13 @@ def test_the_strength_is_the_newton_step_of_a_loss_in_which_the_divisor_is_fixed
     assert handmade.closed_strength(model, base, 2 * write, target) == pytest.approx(newton / 2, rel=1e-3)
 
 
+def test_a_favoured_strength_is_the_best_of_its_multiples(model, text):
+    base, write, target = text.base[:200], (text.change @ model.W_out[0])[:200], text.context.target[:200]
+    found = handmade.favoured(model, base, write, target, 0.5, (0.1, 1.0, 2.0))
+    losses = {x: residual_losses(model, base + x * write, target).mean() for x in (0.05, 0.5, 1.0)}
+    assert found == pytest.approx(min(losses, key=losses.get))
+
+
 def test_a_token_table_is_the_mean_given_the_token(text, model, common):
     table = handmade.token_table(text.context, text.change, model.cfg.d_vocab)
     here = text.context.token == common[0]
