@@ -99,7 +99,7 @@ def favoured(
     write: Float[Tensor, "n d_model"],
     target: Int[Tensor, " n"],
     strength: float,
-    multiples: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
+    multiples: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0),
 ) -> float:
     """The multiple of a strength with the lowest loss: what a control is given, so that it does not fail by its strength."""
     tried = [strength * x for x in multiples]
