@@ -30,6 +30,7 @@ class Recipe:
     d_model: int = 256
     heads: int = 8
     neurons: int = 1024
+    layers: int = 1
 
     def rate(self, step: int, seen: int) -> float:
         """Share of the peak learning rate: linear warm-up, plateau, linear decay to zero over the last `decay_share`."""
@@ -38,7 +39,10 @@ class Recipe:
 
 
 def new_model(recipe: Recipe) -> GPTNeoForCausalLM:
-    """A GPT-Neo with one global-attention layer and random weights, built as TinyStories-1Layer-21M is (no dropout)."""
+    """A GPT-Neo with random weights, built as the published TinyStories models are (no dropout).
+
+    Layers are in turn global and local (each position sees the last 256), beginning with a global one.
+    """
     torch.manual_seed(recipe.seed)
     shape = {"hidden_size": recipe.d_model, "num_heads": recipe.heads, "intermediate_size": recipe.neurons}
     plain = {
@@ -50,27 +54,39 @@ def new_model(recipe: Recipe) -> GPTNeoForCausalLM:
     }
     context = {"vocab_size": recipe.vocabulary, "max_position_embeddings": recipe.context}
     return GPTNeoForCausalLM(
-        GPTNeoConfig(num_layers=1, attention_types=[[["global"], 1]], **shape, **plain, **context)
+        GPTNeoConfig(
+            num_layers=recipe.layers,
+            attention_types=[[[kind], 1] for kind in ("global", "local") * recipe.layers][: recipe.layers],
+            window_size=256,
+            **shape,
+            **plain,
+            **context,
+        )
     )
 
 
 def trunk(model: GPTNeoForCausalLM, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "story pos d_model"]:
-    """The final normalised residual stream of a one-layer GPT-Neo.
+    """The final normalised residual stream of a GPT-Neo.
 
     The same numbers as `model.transformer` (tested), by a fused attention that is twice as fast on a CPU.
     """
-    body = model.transformer
-    block, attention = body.h[0], body.h[0].attn.attention
-    residual = body.wte(tokens) + body.wpe.weight[: tokens.shape[1]]
-    normalised = block.ln_1(residual)
-    split = (*tokens.shape, attention.num_heads, attention.head_dim)
-    q, k, v = (
-        project(normalised).view(split).transpose(1, 2)
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)  # GPT-Neo does not scale its scores
-    residual = residual + attention.out_proj(z.transpose(1, 2).flatten(2))
-    return body.ln_f(residual + block.mlp(block.ln_2(residual)))
+    body, length = model.transformer, tokens.shape[1]
+    residual = body.wte(tokens) + body.wpe.weight[:length]
+    back = torch.arange(length)[:, None] - torch.arange(length)
+    for block in body.h:
+        attention = block.attn.attention
+        normalised = block.ln_1(residual)
+        split = (*tokens.shape, attention.num_heads, attention.head_dim)
+        q, k, v = (
+            project(normalised).view(split).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        narrow = attention.attention_type == "local" and length > model.config.window_size
+        seen = {"attn_mask": (back >= 0) & (back < model.config.window_size)} if narrow else {"is_causal": True}
+        z = F.scaled_dot_product_attention(q, k, v, scale=1.0, **seen)  # GPT-Neo does not scale its scores
+        residual = residual + attention.out_proj(z.transpose(1, 2).flatten(2))
+        residual = residual + block.mlp(block.ln_2(residual))
+    return body.ln_f(residual)
 
 
 def backward(
