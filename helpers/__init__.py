@@ -1,8 +1,29 @@
-"""Thin helpers of the TinyStories circuits workbook; the notebooks hold the argument."""
+"""Thin helpers of the TinyStories circuits workbook; the notebooks hold the argument.
 
-from helpers.files import WorkbookError
-from helpers.loading import load_model
-from helpers.sampling import own_stories, sample
-from helpers.stories import load_stories, stream_stories
+The way of the data through the house, each room using only those above it:
 
-__all__ = ["WorkbookError", "load_model", "load_stories", "own_stories", "sample", "stream_stories"]
+- `core`: a model (`load_model`), stories (`load_stories`), and one `scan` of them: tokens, words, streams, losses;
+  families of `words`; `Parts` (neurons, heads), what `ablate` of them costs, and intervals
+- `neurons`: what each reads, writes and is needed for (`find_neurons`, `matched_sets`, rules, steering)
+- `heads`: where each looks, what it brings back, which neurons hear it; circuit graphs
+- `studies`: questions asked of the whole model (the tour, composition, kinds of rule)
+- `rebuild`: parts and whole models made by hand
+- `figures`: drawing and widgets; `report`: findings, library, pages; `build`: what is made once (training, n-grams)
+"""
+
+from helpers.core.estimates import compare, estimate
+from helpers.core.files import WorkbookError, results_folder
+from helpers.core.model import load_model
+from helpers.core.parts import ablate, heads, neurons
+from helpers.core.sampling import own_stories, sample
+from helpers.core.scan import scan, walk
+from helpers.core.stories import load_stories, stream_stories
+from helpers.core.words import family, tagged, words
+from helpers.neurons.find import find_neurons, matched_sets
+from helpers.report.findings import Findings, read_findings
+
+__all__ = [
+    "Findings", "WorkbookError", "ablate", "compare", "estimate", "family", "find_neurons", "heads", "load_model",
+    "load_stories", "matched_sets", "neurons", "own_stories", "read_findings", "results_folder", "sample", "scan",
+    "stream_stories", "tagged", "walk", "words",
+]  # fmt: skip

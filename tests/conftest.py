@@ -24,8 +24,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from helpers import load_model
-from helpers.stories import EncodedStory, Story, encode_story, load_stories
-from helpers.training_data import save_tokenizer, train_tokenizer
+from helpers.build.data import save_tokenizer, train_tokenizer
+from helpers.core.stories import EncodedStory, Story, encode_story, load_stories
 
 TINY = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "vocab_size": 512}
 

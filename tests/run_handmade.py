@@ -7,27 +7,24 @@ import sys
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers import (
-    handmade,
-    handmade_compare,
-    handmade_head_compare,
-    handmade_heads,
-    handmade_mechanisms,
-    handmade_queries,
-    handmade_reads,
-    handmade_surgery,
-    handmade_values,
-    load_model,
-    load_stories,
-)
-from helpers.contexts import contexts, gather
-from helpers.corpus import walk
-from helpers.handmade_controls import about_other_words
-from helpers.handmade_surgery import Way
-from helpers.predicates import coded_slots, word_groups
-from helpers.rule_fitting import Slots, propose
-from helpers.rules import Rule, predictions
-from helpers.stories import Story
+from helpers import load_model, load_stories
+from helpers.core.contexts import contexts
+from helpers.core.scan import gather, walk
+from helpers.core.stories import Story
+from helpers.neurons.predicates import coded_slots, word_groups
+from helpers.neurons.rule_fitting import Slots, propose
+from helpers.neurons.rules import Rule, predictions
+from helpers.rebuild import compare as handmade_compare
+from helpers.rebuild import compare as handmade_head_compare
+from helpers.rebuild import heads as handmade_heads
+from helpers.rebuild import heads as handmade_queries
+from helpers.rebuild import heads as handmade_surgery
+from helpers.rebuild import heads as handmade_values
+from helpers.rebuild import neurons as handmade
+from helpers.rebuild import neurons as handmade_mechanisms
+from helpers.rebuild import neurons as handmade_reads
+from helpers.rebuild.heads import Way
+from helpers.rebuild.neurons import about_other_words
 
 SOME = 256  # neurons that get a rule; the others none
 

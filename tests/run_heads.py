@@ -6,21 +6,16 @@ import sys
 
 import torch
 
-from helpers import (
-    circuit_graph,
-    comebacks,
-    head_copying,
-    head_edits,
-    head_neurons,
-    head_patterns,
-    head_programs,
-    head_tables,
-    load_model,
-    load_stories,
-    skip_trigrams,
-)
-from helpers.corpus import walk
-from helpers.skip_trigram_checks import check_rules
+from helpers import load_model, load_stories
+from helpers.core.scan import walk
+from helpers.heads import circuit_graph, comebacks, skip_trigrams
+from helpers.heads import copying as head_copying
+from helpers.heads import edits as head_edits
+from helpers.heads import measure as head_tables
+from helpers.heads import patterns as head_patterns
+from helpers.heads import programs as head_programs
+from helpers.heads import to_neurons as head_neurons
+from helpers.heads.skip_trigrams import check_rules
 
 
 def main(folder: str) -> dict:

@@ -6,17 +6,19 @@ import sys
 
 import torch
 
-from helpers import load_model, load_stories, neuron_ablation, neuron_families
-from helpers.contexts import gather, token_classes
-from helpers.corpus import walk
-from helpers.family_causes import causal_test
-from helpers.ledger import build_ledger, decoder
-from helpers.neuron_stats import collect
-from helpers.predicates import coded_slots, word_groups
-from helpers.rule_fitting import Slots, propose
-from helpers.rules import predictions
-from helpers.tour import UNIVERSAL
-from helpers.writes import write_shape
+from helpers import load_model, load_stories
+from helpers.core.contexts import token_classes
+from helpers.core.scan import decoder, gather, walk
+from helpers.neurons import ablation as neuron_ablation
+from helpers.neurons import families as neuron_families
+from helpers.neurons.families import causal_test
+from helpers.neurons.ledger import build_ledger
+from helpers.neurons.predicates import coded_slots, word_groups
+from helpers.neurons.rule_fitting import Slots, propose
+from helpers.neurons.rules import predictions
+from helpers.neurons.statistics import collect
+from helpers.neurons.writes import write_shape
+from helpers.studies.tour import UNIVERSAL
 
 
 def main(folder: str) -> dict:

@@ -6,26 +6,21 @@ import sys
 
 import torch
 
-from helpers import (
-    class_loss,
-    clusters,
-    contests,
-    grafts,
-    load_model,
-    load_stories,
-    lookups,
-    removals,
-    rule_effects,
-    rule_kinds,
-    rule_tests,
-    shares,
-    stimuli,
-)
-from helpers.balance import class_share_of_writes
-from helpers.circuits import residual_losses
-from helpers.contexts import gather, token_classes
-from helpers.readings import readings
-from helpers.writes import logit_writes
+from helpers import load_model, load_stories
+from helpers.core.contexts import readings, token_classes
+from helpers.core.logits import residual_losses
+from helpers.core.scan import gather
+from helpers.neurons import ablation as class_loss
+from helpers.neurons.writes import logit_writes
+from helpers.studies import composition as grafts
+from helpers.studies import composition as removals
+from helpers.studies import composition as stimuli
+from helpers.studies import contests, lookups, rule_kinds
+from helpers.studies import rule_kinds as rule_effects
+from helpers.studies import rule_kinds as rule_tests
+from helpers.studies import variance as clusters
+from helpers.studies import variance as shares
+from helpers.studies.variance import class_share_of_writes
 
 
 def main(folder: str) -> dict:

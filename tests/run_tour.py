@@ -6,12 +6,14 @@ import sys
 
 import torch
 
-from helpers import load_model, sample, tour
-from helpers.circuits import final_scale, mean_writes, path_logits, paths, residual_losses
-from helpers.corpus import run_streams, walk
-from helpers.estimates import StoryTable
-from helpers.sampling import fingerprint
-from helpers.stories import Story
+from helpers import load_model, sample
+from helpers.core.estimates import StoryTable
+from helpers.core.logits import layernorm_scale, path_logits, residual_losses
+from helpers.core.paths import inspect_prompt, mean_writes, paths
+from helpers.core.sampling import fingerprint
+from helpers.core.scan import run_streams, walk
+from helpers.core.stories import Story
+from helpers.studies import tour
 
 STORIES = [
     Story("Once there was a small red boat. It could not swim. A kind duck came and said, “I will help you.”\nThey went home."),
@@ -29,13 +31,13 @@ def main(folder: str) -> dict:
         table.add(batch.story, tour.columns(model, batch, means), tour.groups(batch))
         tokens = batch.encoded[0].tokens[None]
         streams, logits = run_streams(model, tokens), model(tokens)
-        scale = final_scale(model, streams.resid_post)
+        scale = layernorm_scale(model, streams.resid_post)
         total = sum(path_logits(model, write, scale) for write in paths(model, streams).values()) + model.b_U
         worst = max(worst, (total - logits).abs().max().item())
     average = model.W_pos[: cfg.n_ctx].mean(0)
     for batch in walk(model, STORIES, edits={"hook_pos_embed": average.expand_as}):
         unordered.append(residual_losses(model, batch.flat(batch.streams.resid_post), batch.target))
-    _, probabilities, votes = tour.inspect_prompt(model, "Ann has a", 4)
+    _, probabilities, votes = inspect_prompt(model, "Ann has a", 4)
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "shape": [cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_mlp, cfg.d_vocab, cfg.n_ctx],

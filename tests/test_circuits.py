@@ -4,18 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.circuits import (
-    ablated_losses,
-    block_attention,
-    final_scale,
-    head_writes,
-    mean_writes,
-    path_logits,
-    paths,
-    residual_losses,
-    target_logits,
-)
-from helpers.corpus import run_streams, walk
+from helpers.core.logits import layernorm_scale, path_logits, residual_losses, target_logits
+from helpers.core.paths import ablated_losses, block_attention, head_writes, mean_writes, paths
+from helpers.core.scan import run_streams, walk
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +48,13 @@ def test_there_is_a_path_for_every_part(model, batch):
 
 
 def test_path_logits_and_the_bias_sum_to_the_logits(model, batch, tokens):
-    scale = final_scale(model, batch.streams.resid_post)
+    scale = layernorm_scale(model, batch.streams.resid_post)
     total = sum(path_logits(model, write, scale) for write in paths(model, batch.streams).values()) + model.b_U
     assert far(batch.flat(total), batch.flat(model(tokens))) < 1e-4
 
 
 def test_target_logits_are_the_path_logits_of_the_targets(model, batch):
-    scale = final_scale(model, batch.flat(batch.streams.resid_post))
+    scale = layernorm_scale(model, batch.flat(batch.streams.resid_post))
     for write in paths(model, batch.streams).values():
         gathered = path_logits(model, batch.flat(write), scale).gather(1, batch.target[:, None])[:, 0]
         assert far(target_logits(model, batch.flat(write), scale, batch.target), gathered) < 1e-4

@@ -3,7 +3,21 @@
 import pytest
 import torch
 
-from helpers.balance import (
+from helpers.core.contexts import token_classes
+from helpers.core.logits import residual_losses
+from helpers.core.scan import gather
+from helpers.neurons.ablation import (
+    apart,
+    class_and_word_loss,
+    class_probabilities,
+    cost_table,
+    losses_without,
+    most_apart,
+    partition,
+    rival_costs,
+    split_costs,
+)
+from helpers.studies.variance import (
     class_share_of_writes,
     correlation,
     dealt,
@@ -12,19 +26,6 @@ from helpers.balance import (
     valley,
     valley_estimate,
 )
-from helpers.circuits import residual_losses
-from helpers.class_loss import (
-    apart,
-    class_and_word_loss,
-    class_probabilities,
-    cost_table,
-    most_apart,
-    partition,
-    rival_costs,
-    split_costs,
-)
-from helpers.contexts import gather, token_classes
-from helpers.neuron_ablation import losses_without
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from itertools import count, islice
 import pytest
 import torch
 
-from helpers.circuits import residual_losses
-from helpers.corpus import POOL, opening_end, walk
-from helpers.stories import Story, encode_story
+from helpers.core.logits import residual_losses
+from helpers.core.scan import POOL, walk
+from helpers.core.stories import Story, encode_story, opening_end
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from helpers.circuits import residual_losses
-from helpers.corpus import walk
-from helpers.loading import EMBEDDED_MODEL
+from helpers.core.logits import residual_losses
+from helpers.core.model import EMBEDDED_MODEL
+from helpers.core.scan import walk
 
 FILES = {
     "model.safetensors",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.estimates import (
+from helpers.core.estimates import (
     CLUSTERS,
     Estimate,
     StoryTable,

@@ -3,44 +3,46 @@
 import pytest
 import torch
 
-from helpers.contexts import (
+from helpers.core.contexts import (
     contexts,
     family_tokens,
-    gather,
     state_names,
     token_classes,
     vocabulary_of_families,
     word_code,
 )
-from helpers.family_causes import causal_test, positions_of_test
-from helpers.family_detection import (
-    Halves,
-    Units,
-    best_threshold,
-    detect,
-    detection,
-    grouped_area,
-    label_kinds,
-    lookup,
-    unit_scores,
-    units,
-)
-from helpers.files import WorkbookError
-from helpers.grammar import likeliest_next
-from helpers.neuron_families import (
+from helpers.core.files import WorkbookError
+from helpers.core.scan import gather
+from helpers.core.stories import CLASSES, Story, Word, encode_story
+from helpers.neurons.families import (
     READ,
     WRITE,
     Family,
+    Halves,
+    Units,
+    best_threshold,
+    causal_test,
+    detect,
+    detection,
+    falls,
     find_family,
+    fit,
+    grouped_area,
+    label_kinds,
+    lookup,
+    loudness,
     matched_sets,
+    missing,
+    positions_of_test,
     reading_positions,
     rivals,
     set_effects,
     sides,
+    unit_scores,
+    units,
 )
-from helpers.neuron_text import falls, fit, loudness, missing
-from helpers.steering import Steered, push_rows, push_vector, rate_ratio, steer, word_rate
-from helpers.stories import CLASSES, Story, Word, encode_story
+from helpers.neurons.steering import Steered, push_rows, push_vector, rate_ratio, steer, word_rate
+from helpers.neurons.writes import likeliest_next
 
 TEXT = 'Tom said, "I look." He ran.\nA dog slept.'
 ROWS = [

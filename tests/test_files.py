@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers import WorkbookError
-from helpers.files import results_folder, write_atomic, write_json, write_json_lines, write_text
+from helpers.core.files import results_folder, write_atomic, write_json, write_json_lines, write_text
 
 ROOT = Path(__file__).parents[1]
 

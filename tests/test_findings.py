@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from helpers.estimates import Estimate
-from helpers.findings import Finding, Findings
+from helpers.core.estimates import Estimate
+from helpers.report.findings import Finding, Findings
 
 FIELDS = {"unit": "nats", "comparison": "at least", "threshold": 0.5, "control": 0.1, "control_name": "twin"}
 

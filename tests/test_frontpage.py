@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.frontpage import blocks, refresh
-from helpers.loading import EMBEDDED_MODEL
+from helpers.core.model import EMBEDDED_MODEL
+from helpers.report.pages import blocks, refresh
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from helpers import grafts, lookups, removals, stimuli
-from helpers.class_loss import partition
-from helpers.contexts import gather, token_classes
-from helpers.corpus import walk
-from helpers.stories import CLASSES
+from helpers.core.contexts import token_classes
+from helpers.core.scan import gather, walk
+from helpers.core.stories import CLASSES
+from helpers.neurons.ablation import partition
+from helpers.studies import composition as grafts
+from helpers.studies import composition as removals
+from helpers.studies import composition as stimuli
+from helpers.studies import lookups
 
 NONE = torch.zeros(0, dtype=torch.long)
 

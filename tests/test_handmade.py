@@ -3,15 +3,18 @@
 import pytest
 import torch
 
-from helpers import handmade, handmade_compare, handmade_mechanisms, handmade_plots, handmade_reads
-from helpers.circuits import residual_losses
-from helpers.contexts import gather
-from helpers.corpus import run_streams, walk
-from helpers.estimates import Estimate
-from helpers.predicates import LEVELS, PENN_TAGS, coded_slots, group_slot, word_groups
-from helpers.rule_fitting import Slots, propose
-from helpers.rules import Rule, Term, predictions
-from helpers.stories import CLASSES
+from helpers.core.estimates import Estimate
+from helpers.core.logits import residual_losses
+from helpers.core.scan import gather, run_streams, walk
+from helpers.core.stories import CLASSES
+from helpers.figures import rebuild as handmade_plots
+from helpers.neurons.predicates import LEVELS, PENN_TAGS, coded_slots, group_slot, word_groups
+from helpers.neurons.rule_fitting import Slots, propose
+from helpers.neurons.rules import Rule, Term, predictions
+from helpers.rebuild import compare as handmade_compare
+from helpers.rebuild import neurons as handmade
+from helpers.rebuild import neurons as handmade_mechanisms
+from helpers.rebuild import neurons as handmade_reads
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +124,7 @@ def test_some_positions_are_those_positions(model, text):
 
 def test_the_strength_is_the_newton_step_of_a_loss_in_which_the_divisor_is_fixed(model, text):
     base, write, target = text.base[:60], (text.change @ model.W_out[0])[:60], text.context.target[:60]
-    unit = handmade.final_scale(model, base).mean()
+    unit = handmade.layernorm_scale(model, base).mean()
     logits, lift = model.unembed(model.ln_final(base[None]))[0].double(), (write @ model.W_U / unit).double()
 
     def loss(s):

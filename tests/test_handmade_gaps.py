@@ -5,13 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from helpers import handmade, handmade_compare, handmade_gaps
-from helpers import handmade_mechanisms as mechanisms
-from helpers.contexts import gather, state_names
-from helpers.handmade_controls import WIDTH, about_other_words, exchanged
-from helpers.ledger import decoder
-from helpers.predicates import coded_slots, word_groups
-from helpers.rules import Rule, Term, predictions
+from helpers.core.contexts import state_names
+from helpers.core.scan import decoder, gather
+from helpers.neurons.predicates import coded_slots, word_groups
+from helpers.neurons.rules import Rule, Term, predictions
+from helpers.rebuild import compare as handmade_compare
+from helpers.rebuild import compare as handmade_gaps
+from helpers.rebuild import neurons as handmade
+from helpers.rebuild import neurons as mechanisms
+from helpers.rebuild.neurons import WIDTH, about_other_words, exchanged
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_rules_about_other_words_ask_as_much_about_something_else(coded):
 def test_phrases_are_completed_where_the_model_fails_to(model, text, unembedding):
     nothing = torch.zeros_like(text.base)
     table = mechanisms.phrase_table(model, unembedding, text, nothing)
-    size = handmade.final_scale(model, text.base).mean().item()
+    size = handmade.layernorm_scale(model, text.base).mean().item()
     write = mechanisms.phrase_write(table, text.context, model.cfg.d_vocab, size)
     loss = [handmade.losses(model, text, x).mean() for x in (nothing, write)]
     assert loss[1] < loss[0] - 0.5

@@ -5,23 +5,20 @@ import dataclasses
 import pytest
 import torch
 
-from helpers import (
-    handmade_head_compare,
-    handmade_heads,
-    handmade_plots,
-    handmade_queries,
-    handmade_surgery,
-    handmade_values,
-)
-from helpers.circuits import residual_losses
-from helpers.contexts import contexts, gather
-from helpers.corpus import walk
-from helpers.handmade_surgery import Way
-from helpers.handmade_values import HandValues
-from helpers.head_neurons import read_directions
-from helpers.head_patterns import causal_softmax, token_and_position
-from helpers.predicates import coded_slots, word_groups
-from helpers.rules import Rule, Term
+from helpers.core.contexts import contexts
+from helpers.core.logits import residual_losses
+from helpers.core.scan import gather, walk
+from helpers.figures import rebuild as handmade_plots
+from helpers.heads.patterns import causal_softmax, token_and_position
+from helpers.heads.to_neurons import read_directions
+from helpers.neurons.predicates import coded_slots, word_groups
+from helpers.neurons.rules import Rule, Term
+from helpers.rebuild import compare as handmade_head_compare
+from helpers.rebuild import heads as handmade_heads
+from helpers.rebuild import heads as handmade_queries
+from helpers.rebuild import heads as handmade_surgery
+from helpers.rebuild import heads as handmade_values
+from helpers.rebuild.heads import HandValues, Way
 
 
 @pytest.fixture(scope="module")

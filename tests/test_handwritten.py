@@ -5,25 +5,18 @@ from itertools import pairwise
 import pytest
 import torch
 
-from helpers import handwritten_counts as hc
-from helpers import handwritten_heads as hh
-from helpers import handwritten_layout as layout
-from helpers import handwritten_model as hm
-from helpers import handwritten_neurons as hn
-from helpers import handwritten_tables as ht
 from helpers import load_model, load_stories
-from helpers.corpus import run_streams, walk
-from helpers.files import WorkbookError
-from helpers.handwritten_check import (
-    build,
-    counts_by_quotes,
-    inside_quotes,
-    rung,
-    shuffled,
-)
-from helpers.handwritten_layout import D_MODEL, DIMS, FIRST, RULES
-from helpers.planted import heads_of
-from helpers.stories import Story, encode_story
+from helpers.core.files import WorkbookError
+from helpers.core.scan import run_streams, walk
+from helpers.core.stories import Story, encode_story
+from helpers.rebuild import counts as hc
+from helpers.rebuild import scratch as hh
+from helpers.rebuild import scratch as hm
+from helpers.rebuild import scratch as hn
+from helpers.rebuild import scratch as layout
+from helpers.rebuild import tables as ht
+from helpers.rebuild.planted import build, counts_by_quotes, heads_of, quoted_positions, rung, shuffled
+from helpers.rebuild.scratch import D_MODEL, DIMS, FIRST, RULES
 
 TEXT = 'Tom saw a cat. "Hello, cat," said Tom. The cat ran to Tom. Tom was happy.'
 
@@ -207,7 +200,7 @@ def test_the_head_of_the_word_before_brings_its_code(tables, scales, whole, stre
 def test_the_quote_head_knows_who_is_speaking(tables, streams):
     encoded, found = streams
     state = found.resid_mid[0, :, DIMS["quoted"]][:, 0] > 0
-    expected = inside_quotes(encoded, tables["opens"], tables["closes"])
+    expected = quoted_positions(encoded, tables["opens"], tables["closes"])
     assert expected.any() and torch.equal(state, expected)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers import handwritten_model
-from helpers.handwritten_counts import load_tables
-from helpers.handwritten_layout import FIRST
-from helpers.stories import STORIES
+from helpers.core.stories import STORIES
+from helpers.rebuild import scratch as handwritten_model
+from helpers.rebuild.counts import load_tables
+from helpers.rebuild.scratch import FIRST
 
 ROOT = Path(__file__).parents[1]
 RUN = "import sys; from pathlib import Path; from helpers.report import execute; execute(Path(sys.argv[1]))"

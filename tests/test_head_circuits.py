@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers import circuit_graph, head_copying, head_plots, head_programs, skip_trigrams
-from helpers.corpus import walk
-from helpers.files import WorkbookError
-from helpers.head_programs import ALL, LATEST, Look, Program
-from helpers.prose import listed, table
-from helpers.skip_trigram_checks import check_rules
-from helpers.stories import encode_story
+from helpers.core.files import WorkbookError
+from helpers.core.scan import walk
+from helpers.core.stories import encode_story
+from helpers.figures import heads as head_plots
+from helpers.heads import circuit_graph, skip_trigrams
+from helpers.heads import copying as head_copying
+from helpers.heads import programs as head_programs
+from helpers.heads.programs import ALL, LATEST, Look, Program
+from helpers.heads.skip_trigrams import check_rules
+from helpers.report.pages import listed, table
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 
-from helpers import comeback_sources, comebacks, head_edits, head_neurons, head_patterns, head_tables
-from helpers.corpus import run_streams, walk
-from helpers.estimates import Estimate, StoryTable, bootstrap
-from helpers.head_programs import Look, Program
-from helpers.prose import percent
-from helpers.stories import Story, Word, encode_story
+from helpers.core.estimates import Estimate, StoryTable, bootstrap
+from helpers.core.scan import run_streams, walk
+from helpers.core.stories import Story, Word, encode_story
+from helpers.heads import comebacks
+from helpers.heads import comebacks as comeback_sources
+from helpers.heads import edits as head_edits
+from helpers.heads import measure as head_tables
+from helpers.heads import patterns as head_patterns
+from helpers.heads import to_neurons as head_neurons
+from helpers.heads.programs import Look, Program
+from helpers.report.pages import percent
 
 TEXT = 'Lily lost her doll. She said, "Where is the doll?" He saw Lily.'
 ROWS = [
@@ -198,7 +203,7 @@ def test_rank_correlation():
 
 def test_chosen_positions_keep_their_stories(model, batch):
     some = torch.tensor([0, 5, 99])
-    few = batch.chosen(some)
+    few = batch.at(some)
     assert torch.equal(few.target, batch.target[some]) and few.encoded is batch.encoded
     assert torch.equal(few.flat(few.streams.resid_mid), batch.flat(batch.streams.resid_mid)[some])
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers.files import WorkbookError
-from helpers.findings import Findings
-from helpers.ledger import save_ledger, search
-from helpers.library import STATUSES, Entry, Library, status_of
+from helpers.core.files import WorkbookError
+from helpers.neurons.ledger import save_ledger, search
+from helpers.report.findings import Findings
+from helpers.report.library import STATUSES, Entry, Library, status_of
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 

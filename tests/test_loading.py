@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from helpers import WorkbookError, load_model
-from helpers.loading import EMBEDDED_MODEL
-from helpers.stories import encode_story
+from helpers.core.model import EMBEDDED_MODEL
+from helpers.core.stories import encode_story
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import psutil
 import torch
 
-from helpers.memory import release
+from helpers.core.files import release
 
 
 def test_what_was_freed_goes_back_to_the_system():

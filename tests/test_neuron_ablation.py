@@ -5,10 +5,10 @@ import time
 import pytest
 import torch
 
-from helpers.corpus import walk
-from helpers.neuron_ablation import effects_by_class, joint_costs, one_at_a_time, set_losses, single_effects
-from helpers.neuron_stats import collect
-from helpers.tour import UNIVERSAL
+from helpers.core.scan import walk
+from helpers.neurons.ablation import effects_by_class, joint_costs, one_at_a_time, set_losses, single_effects
+from helpers.neurons.statistics import collect
+from helpers.studies.tour import UNIVERSAL
 
 
 @pytest.fixture(scope="module")
@@ -65,4 +65,4 @@ def test_all_neurons_at_once_are_far_faster_than_one_at_a_time(model, batch, mea
     loop = (time.perf_counter() - start) / 4 * model.cfg.d_mlp
     assert (
         loop / quick > 20
-    )  # python -m helpers.benchmark measures the ratio; this is a wide margin for busy machines
+    )  # python -m helpers.build.benchmark measures the ratio; this is a wide margin for busy machines

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from helpers.contexts import gather
-from helpers.corpus import walk
-from helpers.neuron_stats import CONTEXT, EDGES, STRONGEST, _strongest, collect
-from helpers.tour import UNIVERSAL
+from helpers.core.scan import gather, walk
+from helpers.neurons.statistics import CONTEXT, EDGES, STRONGEST, _strongest, collect
+from helpers.studies.tour import UNIVERSAL
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from helpers.baselines import ngram_losses, store_ngram_losses
-from helpers.corpus import walk
-from helpers.ngrams import ORDERS, NGrams
-from helpers.stories import Story, encode_story
-from helpers.tour import baseline_columns
-from helpers.training_data import encode_corpus
+from helpers.build.data import encode_corpus
+from helpers.build.ngrams import NGrams, store_ngram_losses
+from helpers.core.baselines import ORDERS, ngram_losses
+from helpers.core.scan import walk
+from helpers.core.stories import Story, encode_story
+from helpers.studies.tour import baseline_columns
 
 END, A, B, C = range(4)
 TOY = [[END, A, B, A, B, END], [END, A, C, END], [END, B, A, END]]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.files import write_json_lines
-from helpers.stories import STORIES
+from helpers.core.files import write_json_lines
+from helpers.core.stories import STORIES
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))

@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from browser import Opened, open_page
 
-from helpers import report
-from helpers.widgets import MARK
+from helpers.figures.widgets import MARK
+from helpers.report import pages as report
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -3,12 +3,16 @@
 import pytest
 import torch
 
-from helpers import detector_scores, handwritten_model, load_stories, planted, planted_detectors
-from helpers.contexts import contexts
-from helpers.handwritten_counts import load_tables
-from helpers.handwritten_layout import FIRST
-from helpers.head_programs import ALL, LATEST, Look, Program
-from helpers.stories import CLASSES, Story, encode_story
+from helpers import load_stories
+from helpers.core.contexts import contexts
+from helpers.core.stories import CLASSES, Story, encode_story
+from helpers.heads.programs import ALL, LATEST, Look, Program
+from helpers.rebuild import planted
+from helpers.rebuild import planted as detector_scores
+from helpers.rebuild import planted as planted_detectors
+from helpers.rebuild import scratch as handwritten_model
+from helpers.rebuild.counts import load_tables
+from helpers.rebuild.scratch import FIRST
 
 mask = lambda *values: torch.tensor(values).bool()  # noqa: E731
 
@@ -118,8 +122,8 @@ def test_neurons_of_a_family_fire_only_there_and_say_its_words(plan, context):
 
 
 def test_sentences_name_words_classes_and_states():
-    from helpers.predicates import WordGroups
-    from helpers.rules import Rule, Term
+    from helpers.neurons.predicates import WordGroups
+    from helpers.neurons.rules import Rule, Term
 
     width = len(CLASSES) + 1
     pair = (3 + 1) * width + 5 + 1

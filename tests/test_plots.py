@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from helpers import plots
-from helpers.estimates import Estimate
+from helpers.core.estimates import Estimate
+from helpers.figures import base as plots
 
 SIZE = {"d_model": 256, "heads": 8, "d_head": 32, "neurons": 1024, "vocabulary": 4096, "context": 512}
 ESTIMATE = Estimate(1.234, 1.0, 1.5)

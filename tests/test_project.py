@@ -13,7 +13,7 @@ import nbformat
 import pytest
 import yaml
 
-from helpers.widgets import MARK
+from helpers.figures.widgets import MARK
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

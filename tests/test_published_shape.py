@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from helpers.files import write_json
-from helpers.loading import EMBEDDED_MODEL
+from helpers.core.files import write_json
+from helpers.core.model import EMBEDDED_MODEL
 
 VOCABULARY = 50_257
 

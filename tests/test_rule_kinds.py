@@ -3,14 +3,17 @@
 import pytest
 import torch
 
-from helpers import clusters, contests, rule_control, rule_effects, rule_kinds, rule_tests
-from helpers.circuits import final_scale
-from helpers.contexts import gather
-from helpers.corpus import walk
-from helpers.estimates import Estimate
-from helpers.files import WorkbookError
-from helpers.rule_effects import CLASSWISE, Effects
-from helpers.stories import Story
+from helpers.core.estimates import Estimate
+from helpers.core.files import WorkbookError
+from helpers.core.logits import layernorm_scale
+from helpers.core.scan import gather, walk
+from helpers.core.stories import Story
+from helpers.studies import contests, rule_kinds
+from helpers.studies import rule_kinds as rule_control
+from helpers.studies import rule_kinds as rule_effects
+from helpers.studies import rule_kinds as rule_tests
+from helpers.studies import variance as clusters
+from helpers.studies.rule_kinds import CLASSWISE, Effects
 
 KINDS = list(rule_kinds.lists()["kinds"])
 
@@ -196,7 +199,7 @@ def test_a_contest_adds_up_to_what_the_neurons_add(model, stories, gathered):
     batch = next(walk(model, [Story(stories[0].text)]))
     residual, activations = batch.flat(batch.streams.resid_post), batch.flat(batch.streams.mlp_post)
     change = (activations - groups.means) @ model.W_out[0]
-    change = (change - change.mean(-1, keepdim=True)) / final_scale(model, residual)
+    change = (change - change.mean(-1, keepdim=True)) / layernorm_scale(model, residual)
     rival = model.unembed(model.ln_final(residual)).scatter(1, batch.target[:, None], -torch.inf).argmax(1)
     added = (change * model.W_U.T[batch.target]).sum(1)
     over = added - (change * model.W_U.T[rival]).sum(1)

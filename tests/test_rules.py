@@ -5,21 +5,23 @@ import math
 import pytest
 import torch
 
-from helpers.contexts import gather
-from helpers.ledger import decoder
-from helpers.predicates import LEVELS, Wording, coded_slots, group_slot, lemma_names, word_groups
-from helpers.rule_fitting import LEAST_COUNT, Fitter, Slots, full_tables, propose
-from helpers.rule_scores import (
+from helpers.core.scan import decoder, gather
+from helpers.core.stories import CLASSES
+from helpers.neurons.predicates import LEVELS, Wording, coded_slots, group_slot, lemma_names, word_groups
+from helpers.neurons.rule_fitting import LEAST_COUNT, Fitter, Slots, full_tables, propose
+from helpers.neurons.rules import (
+    Rule,
+    Term,
     carried,
     derangement,
+    expected_gelu,
     expected_words,
     explained,
     follows,
     lookup_explained,
+    predictions,
     rules_explain,
 )
-from helpers.rules import Rule, Term, expected_gelu, predictions
-from helpers.stories import CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers import WorkbookError, load_model, own_stories, sample
-from helpers.sampling import Draw, fingerprint
+from helpers.core.sampling import Draw, fingerprint
 
 
 def test_the_same_seed_writes_the_same_text_and_another_seed_another(model):
@@ -99,7 +99,7 @@ def test_own_stories_are_made_once_and_then_read(tiny, tmp_path, monkeypatch):
     (path,) = tmp_path.iterdir()
     assert len(made) > 10 and all(story.text.strip() and story.words == () for story in made)
     assert len({story.id for story in made}) == len(made)
-    monkeypatch.setattr("helpers.sampling.sample", lambda *_, **__: pytest.fail("sampled again"))
+    monkeypatch.setattr("helpers.core.sampling.sample", lambda *_, **__: pytest.fail("sampled again"))
     before = path.stat().st_mtime_ns
     assert own_stories(tiny, tokens=2000, cache=tmp_path) == made
     assert path.stat().st_mtime_ns == before

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from helpers.circuits import head_writes
-from helpers.contexts import contexts
-from helpers.corpus import walk
-from helpers.files import WorkbookError
-from helpers.readings import GROUPS, NESTED, fraction, readings, two_back, within
-from helpers.shares import (
+from helpers.core.contexts import GROUPS, NESTED, contexts, fraction, readings, two_back, within
+from helpers.core.files import WorkbookError
+from helpers.core.paths import head_writes
+from helpers.core.scan import walk
+from helpers.core.stories import CLASSES, encode_story
+from helpers.studies.variance import (
     Coding,
     Moments,
     collect_moments,
@@ -19,7 +19,6 @@ from helpers.shares import (
     solve,
     squared_errors,
 )
-from helpers.stories import CLASSES, encode_story
 
 NAMES = [*GROUPS, "unexplained"]
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from helpers import stimuli
-from helpers.files import WorkbookError
+from helpers.core.files import WorkbookError
+from helpers.studies import composition as stimuli
 
 F, S, W = 12, 8, 8
 

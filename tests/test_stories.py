@@ -5,9 +5,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from helpers import WorkbookError, load_stories, stream_stories
-from helpers.files import write_json_lines
-from helpers.stories import SPACE, EncodedStory, Story, Word, align, encode_story, respread
-from helpers.training_data import END_OF_TEXT, train_tokenizer
+from helpers.build.data import END_OF_TEXT, train_tokenizer
+from helpers.core.files import write_json_lines
+from helpers.core.stories import SPACE, EncodedStory, Story, Word, align, encode_story, respread
 
 THEMES = {"searching", "sharing", "weather", "animals", "food", "places", "home", "courage", "gifts", "vehicles"}
 

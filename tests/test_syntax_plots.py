@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from helpers import syntax_plots
-from helpers.estimates import Estimate
+from helpers.core.estimates import Estimate
+from helpers.figures import syntax as syntax_plots
 
 POINTS = {"syntax set": (0.3, 0.1), "content set": (0.1, 0.2)}
 CLOUD = np.array([[0.1, 0.12], [0.11, 0.1]])

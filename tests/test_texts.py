@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from helpers import WorkbookError, stream_stories
-from helpers.files import write_json_lines
-from helpers.texts import stream_records, stream_texts, text_hash
+from helpers.core.files import write_json_lines
+from helpers.core.stories import stream_records, stream_texts, text_hash
 
 
 def written(path: Path, content: str | bytes) -> Path:

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import WorkbookError, tour
-from helpers.circuits import mean_writes, paths
-from helpers.corpus import walk
-from helpers.stories import Story
+from helpers import WorkbookError
+from helpers.core.paths import POSITIONS, bin_names, inspect_prompt, mean_writes, paths, token_surprise
+from helpers.core.scan import walk
+from helpers.core.stories import Story
+from helpers.studies import tour
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +22,14 @@ def means(model, stories):
 
 
 def test_bins_are_named_by_what_they_hold():
-    assert tour.bin_names([1, 2, 4, 9], "9 and more") == ["1", "2 to 3", "4 to 8", "9 and more"]
-    assert tour.POSITIONS[:3] == ["1", "2 to 3", "4 to 7"] and tour.POSITIONS[-1] == "256 to 511"
+    assert bin_names([1, 2, 4, 9], "9 and more") == ["1", "2 to 3", "4 to 8", "9 and more"]
+    assert POSITIONS[:3] == ["1", "2 to 3", "4 to 7"] and POSITIONS[-1] == "256 to 511"
     assert len(tour.DISTANCES) == len(tour.DISTANCE_EDGES) + 1
 
 
 def test_positions_fall_into_the_bins_that_their_names_say(batch):
     for place, group in zip((batch.pos + 1).tolist(), tour.groups(batch)["position"].tolist(), strict=True):
-        low, _, high = tour.POSITIONS[group].partition(" to ")
+        low, _, high = POSITIONS[group].partition(" to ")
         assert int(low) <= place <= int(high or low)
 
 
@@ -100,7 +101,7 @@ def test_votes_for_the_current_token_and_their_expectation(model, batch, means):
 def test_the_votes_for_a_prompt_sum_to_the_logits_of_its_likeliest_next_tokens(model, prompt):
     tokens = torch.tensor([[0, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
     logits = model(tokens)[0, -1]
-    best, probabilities, votes = tour.inspect_prompt(model, prompt, 5)
+    best, probabilities, votes = inspect_prompt(model, prompt, 5)
     assert best == [model.tokenizer.decode([i]) for i in logits.topk(5).indices]
     assert probabilities == pytest.approx(logits.softmax(-1).topk(5).values.tolist(), abs=1e-5)
     assert torch.tensor(list(votes.values())).sum(0).tolist() == pytest.approx(
@@ -110,14 +111,14 @@ def test_the_votes_for_a_prompt_sum_to_the_logits_of_its_likeliest_next_tokens(m
 
 def test_prompts_that_cannot_be_read_are_refused_with_the_fix(model):
     with pytest.raises(WorkbookError, match="type the beginning of a story"):
-        tour.inspect_prompt(model, "  ")
+        inspect_prompt(model, "  ")
     with pytest.raises(WorkbookError, match="give a shorter one"):
-        tour.inspect_prompt(model, "word " * 600)
+        inspect_prompt(model, "word " * 600)
 
 
 def test_token_surprise_spells_the_text_and_is_the_models_loss(model):
     text = "Tom had a ball."
-    tokens, losses = tour.token_surprise(model, text)
+    tokens, losses = token_surprise(model, text)
     assert "".join(tokens) == text
     ids = torch.tensor(
         [[model.tokenizer.bos_token_id, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]]

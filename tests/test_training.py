@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from helpers import WorkbookError, load_model
-from helpers.files import write_json_lines
-from helpers.network import Recipe, backward, new_model, trunk, validation_loss
-from helpers.training import Run, train
-from helpers.training_data import batch_order, encode_corpus, epochs, pad
+from helpers.build.data import batch_order, encode_corpus, epochs, pad
+from helpers.build.training import Recipe, Run, backward, new_model, train, trunk, validation_loss
+from helpers.core.files import write_json_lines
 
 RECIPE = Recipe(
     tokens=30_000, batch_tokens=1024, vocabulary=512, context=128, d_model=32, heads=4, neurons=64, warmup_steps=5
@@ -152,14 +151,14 @@ def test_epochs_go_on_where_they_are_told_to(corpus):
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory, stories):
-    """Run `python -m helpers.training` on the project's stories, its output and working folders named by the caller."""
+    """Run `python -m helpers.build.training` on the project's stories, its output and working folders named by the caller."""
     folder = tmp_path_factory.mktemp("command")
     rows = [{"text": story.text} for story in stories]
     data = write_json_lines(folder / "data.jsonl", rows[:200])
     valid = write_json_lines(folder / "valid.jsonl", rows[200:220])
     recipe = vars(RECIPE) | {"tokens": 150_000, "batch_tokens": 512}
     options = [part for key, value in recipe.items() for part in (f"--{key.replace('_', '-')}", str(value))]
-    start = [sys.executable, "-m", "helpers.training", "--data", data, "--valid", valid, *options]
+    start = [sys.executable, "-m", "helpers.build.training", "--data", data, "--valid", valid, *options]
     return lambda out: subprocess.Popen(
         [*map(str, start), "--out", str(folder / out), "--work", str(folder / out / "work")],
         env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from helpers.estimates import Estimate
-from helpers.findings import Findings
-from helpers.lookups import BIGRAMS, CONTEXTS, SUM
-from helpers.trials import RANDOM, Trial, entry, grade, table, told_apart
+from helpers.core.estimates import Estimate
+from helpers.report.findings import Findings
+from helpers.studies.lookups import BIGRAMS, CONTEXTS, SUM
+from helpers.studies.trials import RANDOM, Trial, entry, grade, table, told_apart
 
 
 def made(mean, low, high, random=0.1, bigrams=0.2, contexts=0.3, summed=0.9, **options):

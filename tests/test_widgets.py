@@ -8,7 +8,9 @@ import pytest
 import torch
 from browser import open_page
 
-from helpers import WorkbookError, report, widgets
+from helpers import WorkbookError
+from helpers.figures import widgets
+from helpers.report import pages as report
 
 TOKENS = [f" word{i}" for i in range(30)]
 

@@ -1,0 +1,189 @@
+"""Means with confidence intervals over stories, kept in memory that does not grow with the corpus."""
+
+import dataclasses
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+from torch import Tensor
+
+CLUSTERS = 1024  # stories are dealt to this many clusters; smaller corpora have one story a cluster
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 2, sign: bool = False) -> str:
+        """As in "0.31 (0.28 to 0.34)"."""
+        form = f"{'+' if sign else ''}.{digits}f"
+        return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A measure beside the strongest fair control: what a finding rests on.
+
+    difference: value minus control, paired where both saw the same positions. beaten: of `tried` controls, how many
+    the value exceeds.
+    """
+
+    value: Estimate
+    control: Estimate
+    difference: Estimate
+    control_name: str
+    beaten: int = 1
+    tried: int = 1
+
+    def __repr__(self) -> str:
+        rank = f", beats {self.beaten} of {self.tried}" if self.tried > 1 else ""
+        return f"{self.value.text()} against {self.control.text()} ({self.control_name}{rank}): {self.difference.text(sign=True)}"
+
+
+def estimate(
+    values: Float[Tensor, " n"], story: Int[Tensor, " n"], where: Bool[Tensor, " n"] | None = None
+) -> Estimate:
+    """Mean of some positions' values, with a bootstrap interval over stories.
+
+    estimate(explore.losses, explore.story, where=weather.comes_next(explore))
+    """
+    if where is not None:
+        values, story = values[where], story[where]
+    sums, counts = story_sums(values, story)
+    return bootstrap(sums, counts)
+
+
+def compare(
+    values: Float[Tensor, " n"],
+    controls: dict[str, Float[Tensor, " n"]],
+    story: Int[Tensor, " n"],
+    where: Bool[Tensor, " n"] | None = None,
+) -> Comparison:
+    """The mean of some positions' values beside the strongest of some controls at the same positions, paired by story."""
+    if where is not None:
+        values, story = values[where], story[where]
+        controls = {name: column[where] for name, column in controls.items()}
+    if not len(values):
+        nothing = Estimate(math.nan, math.nan, math.nan)
+        return Comparison(nothing, nothing, nothing, "no such position", 0, len(controls))
+    means = {name: column.double().mean().item() for name, column in controls.items()}
+    best, own = max(means, key=means.get), values.double().mean().item()
+    sides = [estimate(column, story) for column in (values, controls[best], values - controls[best])]
+    name = best if len(controls) == 1 else f"the strongest of {len(controls)}: {best}"
+    return Comparison(*sides, name, sum(own > mean for mean in means.values()), len(means))
+
+
+def story_sums(
+    values: Float[Tensor, " n"], story: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " clusters"], Float[Tensor, " clusters"]]:
+    """Sums and counts of values within each story (of the first CLUSTERS; later ones join them)."""
+    cluster = story % CLUSTERS
+    sums = torch.zeros(CLUSTERS, dtype=torch.double).index_add_(0, cluster, values.double())
+    counts = torch.bincount(cluster, minlength=CLUSTERS).double()
+    return sums[counts > 0], counts[counts > 0]
+
+
+class StoryTable:
+    """Per-story sums of named columns, within the groups of named groupings ("all" is always there)."""
+
+    def __init__(self, groupings: dict[str, list[str]] | None = None):
+        self.groupings = {"all": ["all"], **(groupings or {})}
+        self.counts = {
+            name: torch.zeros(CLUSTERS, len(groups), dtype=torch.double) for name, groups in self.groupings.items()
+        }
+        self.sums: dict[tuple[str, str], Tensor] = {}
+
+    def add(
+        self,
+        story: Int[Tensor, " n"],
+        columns: dict[str, Float[Tensor, " n"]],
+        groups: dict[str, Int[Tensor, " n"]] | None = None,
+    ) -> None:
+        """Add positions: their story's number, their values, and their group in each grouping (-1: in none of it)."""
+        cluster = story % CLUSTERS
+        for name, group in {"all": torch.zeros_like(story), **(groups or {})}.items():
+            width, kept = len(self.groupings[name]), group >= 0
+            cell = cluster[kept] * width + group[kept]
+            self.counts[name].view(-1).index_add_(0, cell, torch.ones(len(cell), dtype=torch.double))
+            for column, values in columns.items():
+                total = self.sums.setdefault((column, name), torch.zeros_like(self.counts[name]))
+                total.view(-1).index_add_(0, cell, values[kept].double())
+
+    def merge(self, other: "StoryTable") -> None:
+        """Add the sums of another part of the corpus whose stories are numbered on from this part's."""
+        for name, counts in other.counts.items():
+            self.counts[name] += counts
+        for key, sums in other.sums.items():
+            self.sums[key] = self.sums.get(key, 0) + sums
+
+    def means(self, column: str, grouping: str = "all") -> Float[Tensor, " groups"]:
+        """Mean of a column in each group, over positions."""
+        return self.sums[column, grouping].sum(0) / self.counts[grouping].sum(0)
+
+    def share(self, grouping: str) -> Float[Tensor, " groups"]:
+        """Share of all positions that each group holds."""
+        return self.counts[grouping].sum(0) / self.counts["all"].sum()
+
+    def estimate(
+        self, column: str, minus: str | None = None, grouping: str = "all", group: int = 0, draws: int = 1000
+    ) -> Estimate:
+        """Mean of a column (or of its difference from another), with a bootstrap interval over stories.
+
+        Source: the percentile bootstrap of a ratio of sums, resampling whole stories (Efron & Tibshirani, 1993).
+        """
+        sums = self.sums[column, grouping][:, group]
+        if minus is not None:
+            sums = sums - self.sums[minus, grouping][:, group]
+        counts = self.counts[grouping][:, group]
+        here = self.counts["all"][:, 0] > 0
+        return bootstrap(sums[here], counts[here], draws)
+
+
+def bootstrap(
+    sums: Float[Tensor, " clusters"], counts: Float[Tensor, " clusters"], draws: int = 1000, seed: int = 0
+) -> Estimate:
+    """Ratio of the totals of `sums` and `counts`, with the 2.5 and 97.5 percentiles over resampled clusters; nan where
+    there is nothing to count."""
+    if not counts.any():
+        return Estimate(math.nan, math.nan, math.nan)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(sums), (draws, len(sums)), generator=generator)
+    ratios = sums[drawn].sum(1) / counts[drawn].sum(1)
+    ratios = ratios[ratios.isfinite()]
+    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=ratios.dtype)).tolist()
+    return Estimate((sums.sum() / counts.sum()).item(), low, high)
+
+
+def difference(one: Estimate, two: Estimate) -> Estimate:
+    """Difference of two measures whose errors are taken to be independent."""
+    gap = one.mean - two.mean
+    return Estimate(
+        gap,
+        gap - math.hypot(one.mean - one.low, two.high - two.mean),
+        gap + math.hypot(one.high - one.mean, two.mean - two.low),
+    )
+
+
+def jackknife(values: list[float], whole: float) -> Estimate:
+    """95 % interval from values with one group left out each (Efron & Tibshirani, 1993), around the whole's value."""
+    found = torch.tensor(values, dtype=torch.double)
+    error = ((len(found) - 1) / len(found) * ((found - found.mean()) ** 2).sum()).sqrt().item()
+    reach = float(stats.t.ppf(0.975, len(found) - 1)) * error
+    return Estimate(whole, whole - reach, whole + reach)
+
+
+def smallest(*parts: Estimate) -> Estimate:
+    """The smallest of several measures, with the interval that reaches lowest: all of them are at least as large."""
+    return Estimate(*(min(getattr(part, end) for part in parts) for end in ("mean", "low", "high")))
+
+
+def proportion(hits: int, tried: int) -> Estimate:
+    """A share of independent trials with its exact 95 % interval (Clopper & Pearson, 1934)."""
+
+    interval = stats.binomtest(hits, tried).proportion_ci(0.95, "exact")
+    return Estimate(hits / tried, interval.low, interval.high)

@@ -1,0 +1,96 @@
+"""Files written whole or not at all, and the one error class of the workbook."""
+
+import ctypes
+import ctypes.util
+import gc
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]  # the checkout
+DATA = ROOT / "helpers" / "data"  # models, stories, word lists
+
+
+def seconds(work: Callable[[], object], repeats: int = 2) -> float:
+    """The shortest wall-clock time of some runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class WorkbookError(ValueError):
+    """Bad input to the workbook. The message is one line and names the fix."""
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then move it into place in one step.
+
+    A run that is interrupted leaves the old file (or none), never half a file.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write `text` as UTF-8, atomically."""
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: object) -> Path:
+    """Write `value` as indented JSON with a newline at its end, atomically."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: str | Path, rows: Iterable[object]) -> Path:
+    """Write one JSON object a line, atomically."""
+    return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def results_folder(model_name: str = "embedded") -> Path:
+    """Where a notebook's figures and findings go: the project itself for the embedded model on the project's stories.
+
+    Any other model or corpus writes into `cache/results/`, and the environment variable TINYSTORIES_RESULTS names
+    another folder for all of them (the tests use it, so that they leave the project as it is).
+    """
+    root = ROOT
+    if os.environ.get("TINYSTORIES_RESULTS"):
+        return Path(os.environ["TINYSTORIES_RESULTS"])
+    settings = [os.environ.get(f"TINYSTORIES_{name}", "") for name in ("STORIES", "COUNT")]
+    if model_name == "embedded" and not any(settings):
+        return root
+    whose = " ".join([model_name, *settings])
+    readable = re.sub(r"[^\w.-]+", "_", whose).strip("_")[-60:]
+    return root / "cache" / "results" / f"{readable}-{hashlib.sha256(whose.encode()).hexdigest()[:8]}"
+
+
+def release() -> None:
+    """Give memory that nothing uses any more back to the system.
+
+    Models hold reference cycles, and the C library keeps what was freed for later use; glibc can be asked to let go of
+    it. Elsewhere only the cycles are collected.
+    """
+    gc.collect()
+    name = ctypes.util.find_library("c")
+    trim = getattr(ctypes.CDLL(name), "malloc_trim", None) if name else None
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,141 @@
+"""Sets of neurons or heads under one name, and what the model loses without them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from helpers.core.estimates import Comparison, Estimate, compare, estimate
+from helpers.core.files import WorkbookError
+from helpers.core.logits import residual_losses
+from helpers.core.scan import Scan
+
+Kind = Literal["neuron", "head"]
+Where = Bool[Tensor, " n"] | Callable[[Scan], Bool[Tensor, " n"]] | None
+By = Literal["mean", "zero", "resample"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Some neurons or heads of one model.
+
+    index: their numbers, the strongest first. score: what they were found by, of the same length, if anything.
+    means: the mean of every part of this kind (activations [neuron], or outputs z [head d_head]) on the scan that
+    they were found on: what mean ablation puts in their place.
+    """
+
+    name: str
+    kind: Kind
+    index: Int[Tensor, " k"]
+    score: Float[Tensor, " k"] | None = None
+    means: Float[Tensor, "part *d"] | None = dataclasses.field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> int:
+        return int(self.index[i])
+
+    def __repr__(self) -> str:
+        few = ", ".join(str(i) for i in self.index[:8].tolist()) + (" …" if len(self) > 8 else "")
+        return f"{len(self)} {self.kind}{'' if len(self) == 1 else 's'} “{self.name}”: {few or 'none'}"
+
+
+def neurons(index: Sequence[int] | Int[Tensor, " k"], scan: Scan, name: str = "") -> Parts:
+    """Neurons by their numbers, with their means on a scan (mean ablation on another scan uses these)."""
+    return Parts(name or "these", "neuron", torch.as_tensor(index, dtype=torch.long), means=scan.means)
+
+
+def heads(index: Sequence[int] | Int[Tensor, " k"], scan: Scan, name: str = "") -> Parts:
+    """Heads by their numbers, with their mean outputs on a scan."""
+    return Parts(name or "these", "head", torch.as_tensor(index, dtype=torch.long), means=scan.z.mean(0))
+
+
+@torch.inference_mode()
+def costs(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, " n"]:
+    """What each position's loss gains when the parts are ablated together, nats.
+
+    by: `mean` puts their means on the scan they were found on in their place, `zero` nothing, `resample` what they
+    are at another position, drawn at random. Without a head the MLP reads what is left, so its cost is a total one.
+    """
+    return residual_losses(scan.model, without(scan, parts, by), scan.target) - scan.losses
+
+
+@torch.inference_mode()
+def without(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, "n d_model"]:
+    """The final residual stream with the parts ablated."""
+    model, chosen = scan.model, parts.index
+    own = (scan.activations if parts.kind == "neuron" else scan.z)[:, chosen]
+    change = _instead(own, parts, by) - own
+    if parts.kind == "neuron":
+        return scan.resid_post + change @ model.W_out[0][chosen]
+    mid = scan.resid_mid + torch.einsum("nhd,hdm->nm", change, model.W_O[0][chosen])
+    return mid + model.blocks[0].mlp(model.blocks[0].ln2(mid[None]))[0]
+
+
+def _instead(own: Float[Tensor, "n k *d"], parts: Parts, by: By) -> Float[Tensor, "n k *d"]:
+    """What is put in the parts' place."""
+    if by == "zero":
+        return torch.zeros_like(own)
+    if by == "resample":
+        return own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))]
+    if by != "mean":
+        raise WorkbookError(f"No ablation named {by!r}: choose mean, zero or resample.")
+    if parts.means is None:
+        return own.mean(0, keepdim=True).expand_as(own)
+    return parts.means[parts.index].expand_as(own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """What ablating some parts costs, nats a token: where it was asked, elsewhere, and beside other sets of parts."""
+
+    parts: Parts
+    here: Estimate
+    elsewhere: Estimate | None
+    against: Comparison | None
+    changes: Float[Tensor, " n"] = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        lines = [f"Without {self.parts!r}: {self.here.text(3, sign=True)} nats a token here"]
+        if self.elsewhere is not None:
+            lines.append(f"elsewhere {self.elsewhere.text(3, sign=True)}")
+        if self.against is not None:
+            pair = self.against
+            lines.append(
+                f"more than {pair.beaten} of {pair.tried} other sets; than the strongest of them "
+                f"{pair.difference.text(3, sign=True)}"
+            )
+        return "; ".join(lines)
+
+
+def ablate(
+    scan: Scan, parts: Parts, where: Where = None, against: Sequence[Parts] = (), by: By = "mean"
+) -> Ablation:
+    """Ablate some parts together and measure what the model loses.
+
+    Args:
+        scan: the positions to measure on, another split than the parts were found on.
+        parts: neurons or heads.
+        where: the positions that they should be needed at, as a mask or a method such as `weather.comes_next`.
+        against: other sets to compare with, as from `matched_sets`; the strongest of them is the control.
+        by: `mean`, `zero` or `resample`.
+
+    ablate(confirm, found, where=weather.comes_next, against=matched_sets(explore, found))
+    """
+    mask = at_positions(scan, where)
+    changes, here = costs(scan, parts, by), scan if where is None else scan.at(mask)
+    controls = {f"{other.name} {i}": costs(here, other, by) for i, other in enumerate(against, 1)}
+    pair = compare(changes[mask], controls, here.story) if controls else None
+    rest = estimate(changes, scan.story, ~mask) if where is not None else None
+    return Ablation(parts, estimate(changes, scan.story, mask), rest, pair, changes)
+
+
+def at_positions(scan: Scan, where: Where) -> Bool[Tensor, " n"]:
+    """A mask of positions from whatever names them; None: everywhere."""
+    if where is None:
+        return torch.ones(len(scan), dtype=torch.bool)
+    return where(scan) if callable(where) else where

@@ -1,0 +1,142 @@
+"""A one-layer model as a sum of paths: losses, direct logit attribution, ablations.
+
+Source: the path decomposition of A Mathematical Framework for Transformer Circuits (Elhage et al., 2021). The
+models are in compatibility mode: LayerNorms carry no weights, and W_U is centred, so that a logit is measured
+against the mean logit of the vocabulary at its position.
+"""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.files import WorkbookError
+from helpers.core.scan import Scan, Streams, run_streams, walk
+from helpers.core.stories import Story
+
+
+def head_writes(model: TransformerBridge, z: Float[Tensor, "*n head d_head"]) -> Float[Tensor, "*n head d_model"]:
+    """What each head writes into the residual stream (the output bias b_O belongs to none of them)."""
+    return torch.einsum("...hd,hdm->...hm", z, model.W_O[0])
+
+
+def paths(model: TransformerBridge, streams: Streams) -> dict[str, Float[Tensor, "story pos d_model"]]:
+    """Every path's write: token, position, head 0 …, attention bias, MLP. They sum to the final residual stream."""
+    heads = head_writes(model, streams.z)
+    parts = {"token": streams.token_embedding, "position": streams.position_embedding}
+    parts |= {f"head {h}": heads[..., h, :] for h in range(model.cfg.n_heads)}
+    return parts | {"attention bias": model.b_O[0].expand_as(streams.mlp_out), "MLP": streams.mlp_out}
+
+
+@torch.inference_mode()
+def mlp_write(model: TransformerBridge, resid_mid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    """The MLP's write, given the residual stream that it reads."""
+    return model.blocks[0].mlp(model.blocks[0].ln2(resid_mid[None]))[0]
+
+
+def block_attention(
+    streams: Streams, blocked: Bool[Tensor, "query key"]
+) -> Float[Tensor, "story pos head d_head"]:
+    """Head outputs z with some attention taken away and the rest of each pattern renormalised.
+
+    A position that would be left with nothing to look at keeps its output.
+    """
+    kept = streams.pattern.masked_fill(blocked, 0)
+    total = kept.sum(-1, keepdim=True)
+    z = torch.einsum("shqk,skhd->sqhd", kept / total.clamp(min=1e-6), streams.v)
+    alone = (total < 1e-6)[..., 0].transpose(1, 2)[..., None]
+    return torch.where(alone, streams.z, z)
+
+
+def mean_writes(model: TransformerBridge, batches) -> dict[str, Float[Tensor, " d_model"]]:
+    """Mean write of every path over all scored positions of a walk: what mean ablation puts in its place."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in batches:
+        for name, write in paths(model, batch.streams).items():
+            sums[name] = sums.get(name, 0) + batch.flat(write).double().sum(0)
+        count += len(batch.target)
+    return {name: (total / count).float() for name, total in sums.items()}
+
+
+def ablated_losses(
+    model: TransformerBridge, batch: Scan, means: dict[str, Float[Tensor, " d_model"]] | None
+) -> dict[str, Float[Tensor, " n"]]:
+    """Loss at every scored position with one part ablated: all of attention, the MLP, each head, position, token.
+
+    The part's write is replaced by its mean (`means`, of another split) or, with None, by zero; the MLP then reads
+    what is left, so an effect is a total one. `attention` is all heads together, their bias left in place.
+    """
+    streams, flat = batch.streams, batch.flat
+    writes = {name: flat(write) for name, write in paths(model, streams).items()}
+    change = {name: (means[name] if means else 0) - write for name, write in writes.items()}
+    heads = [f"head {h}" for h in range(model.cfg.n_heads)]
+    resid_mid, mlp_out = flat(streams.resid_mid), writes["MLP"]
+    losses = {"none": residual_losses(model, resid_mid + mlp_out, batch.target)}
+    losses["MLP"] = residual_losses(model, resid_mid + mlp_out + change["MLP"], batch.target)
+    for name, removed in {"attention": heads, **{head: [head] for head in heads}}.items():
+        mid = resid_mid + sum(change[head] for head in removed)
+        losses[name] = residual_losses(model, mid + mlp_write(model, mid), batch.target)
+    return losses
+
+
+POSITION_EDGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+
+
+def bin_names(edges: list[int], last: str) -> list[str]:
+    """Names of the bins [edge, next edge), the last one given."""
+    inner = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in pairwise(edges)]
+    return [*inner, last]
+
+
+POSITIONS = bin_names(POSITION_EDGES, "")[:-1]
+
+
+@torch.inference_mode()
+def inspect_prompt(
+    model: TransformerBridge, prompt: str, most: int = 8
+) -> tuple[list[str], list[float], dict[str, list[float]]]:
+    """The likeliest next tokens of a prompt, their probabilities, and each path's vote for each.
+
+    A path's vote is its direct logit attribution; "bias" is b_U's. Votes sum to the logit.
+
+    Raises:
+        WorkbookError: the prompt is empty or longer than the context.
+    """
+    if not prompt.strip():
+        raise WorkbookError("The prompt is empty: type the beginning of a story.")
+    ids = [model.tokenizer.bos_token_id, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    if len(ids) > model.cfg.n_ctx:
+        raise WorkbookError(
+            f"The prompt has {len(ids)} tokens and the model {model.cfg.n_ctx} positions: give a shorter one."
+        )
+    streams = run_streams(model, torch.tensor([ids]))
+    last = streams.resid_post[0, -1:]
+    probabilities = model.unembed(model.ln_final(last[None]))[0, 0].softmax(-1)
+    top = probabilities.topk(most)
+    scale = layernorm_scale(model, last)
+    votes = {
+        name: path_logits(model, write[0, -1:], scale)[0, top.indices].tolist()
+        for name, write in paths(model, streams).items()
+    }
+    votes["bias"] = model.b_U[top.indices].tolist()
+    return [model.tokenizer.decode([i]) for i in top.indices], top.values.tolist(), votes
+
+
+@torch.inference_mode()
+def token_surprise(model: TransformerBridge, text: str) -> tuple[list[str], Float[Tensor, " token"]]:
+    """The tokens of a text, as they stand in it, and the loss in nats at each."""
+    batch = next(walk(model, [Story(text)]))
+    pieces = [text[a:b] for a, b in batch.encoded[0].spans[1:].tolist()]
+    return pieces, residual_losses(model, batch.flat(batch.streams.resid_post), batch.target)
+
+
+def text_loss(model: TransformerBridge, texts: list[str]) -> float:
+    """Mean loss in nats a token of some texts."""
+    total, count = 0.0, 0
+    for batch in walk(model, (Story(text) for text in texts if text.strip())):
+        total += residual_losses(model, batch.flat(batch.streams.resid_post), batch.target).sum().item()
+        count += len(batch.target)
+    return total / max(1, count)

@@ -1,0 +1,268 @@
+"""Walk stories through a model in one streaming pass, a batch of positions at a time."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.contexts import Contexts, contexts
+from helpers.core.files import WorkbookError
+from helpers.core.logits import residual_losses
+from helpers.core.stories import EncodedStory, Story, encode_story, opening_end
+
+POOL = 64  # stories sorted by length together, so that little of a batch is padding
+ACTIVATIONS = (
+    "hook_embed",
+    "hook_pos_embed",
+    "attn.hook_v",
+    "attn.hook_pattern",
+    "attn.hook_z",
+    "hook_resid_mid",
+    "mlp.hook_post",
+    "hook_mlp_out",
+)
+Edits = dict[str, Callable[[Tensor], Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Streams:
+    """What one layer writes into the residual stream (the parts sum to `resid_post`, tested) and its neurons' activations."""
+
+    token_embedding: Float[Tensor, "story pos d_model"]
+    position_embedding: Float[Tensor, "story pos d_model"]
+    v: Float[Tensor, "story pos head d_head"]
+    pattern: Float[Tensor, "story head query key"]
+    z: Float[Tensor, "story pos head d_head"]
+    resid_mid: Float[Tensor, "story pos d_model"]
+    mlp_post: Float[Tensor, "story pos d_mlp"]
+    mlp_out: Float[Tensor, "story pos d_model"]
+
+    @property
+    def resid_post(self) -> Float[Tensor, "story pos d_model"]:
+        """The residual stream before the final LayerNorm."""
+        return self.resid_mid + self.mlp_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """The scored positions of some stories, flattened (each has a real next token), and what the model does there.
+
+    story: number of each position's story in the walk. pos: its place (0 is `<|endoftext|>`). token, target: the
+    token that stands there and the one that comes next. Every other column is made when it is first asked for.
+
+    A scan is one batch of a stream (`walk`), with everything that the layer computed in `streams`, padded, and `row`
+    the row of each position there; or all positions of a split, held (`scan`), without `streams`.
+    """
+
+    model: TransformerBridge = dataclasses.field(repr=False)
+    encoded: list[EncodedStory] = dataclasses.field(repr=False)
+    story: Int[Tensor, " n"]
+    pos: Int[Tensor, " n"]
+    token: Int[Tensor, " n"]
+    target: Int[Tensor, " n"]
+    row: Int[Tensor, " n"] | None = None
+    streams: Streams | None = dataclasses.field(default=None, repr=False)
+    held: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    whole: "Scan | None" = dataclasses.field(default=None, repr=False)  # where `at` took this scan from
+    chosen: Int[Tensor, " n"] | None = dataclasses.field(default=None, repr=False)  # which of its positions
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def flat(self, values: Float[Tensor, "story pos *rest"]) -> Float[Tensor, "n *rest"]:
+        """The rows of a padded array at the scored positions."""
+        return values[self.row, self.pos]
+
+    def column(self, name: str) -> Tensor:
+        """A held column, or the same of `streams`."""
+        if name in self.held:
+            return self.held[name]
+        if self.streams is None:
+            raise WorkbookError(f"This scan does not hold {name}: scan(model, stories, hold=[..., {name!r}]).")
+        return self.flat(getattr(self.streams, name))
+
+    @property
+    def resid_mid(self) -> Float[Tensor, "n d_model"]:
+        """The residual stream that the MLP reads."""
+        return self.column("resid_mid")
+
+    @property
+    def activations(self) -> Float[Tensor, "n neuron"]:
+        """Every neuron's activation."""
+        return self.column("mlp_post")
+
+    @property
+    def z(self) -> Float[Tensor, "n head d_head"]:
+        """Every head's output before W_O."""
+        return self.column("z")
+
+    @functools.cached_property
+    def resid_post(self) -> Float[Tensor, "n d_model"]:
+        """The residual stream before the final LayerNorm."""
+        return self.resid_mid + self.activations @ self.model.W_out[0] + self.model.b_out[0]
+
+    @functools.cached_property
+    def losses(self) -> Float[Tensor, " n"]:
+        """Loss of each next token, nats."""
+        return residual_losses(self.model, self.resid_post, self.target)
+
+    @functools.cached_property
+    def means(self) -> Float[Tensor, " neuron"]:
+        """Mean activation of every neuron: what mean ablation puts in its place."""
+        return self.activations.mean(0)
+
+    @functools.cached_property
+    def context(self) -> Contexts:
+        """The readable variables of each position.
+
+        Raises:
+            WorkbookError: a story has no tags.
+        """
+        if self.whole is not None:
+            return self.whole.context.at(self.chosen)
+        return contexts(self.encoded, list(dict.fromkeys(self.story.tolist())))
+
+    def at(self, where: Int[Tensor, " k"] | Bool[Tensor, " n"]) -> "Scan":
+        """The scan at some of its positions only; its stories stay."""
+        index = where.nonzero()[:, 0] if where.dtype == torch.bool else where
+        cut = {name: column[index] for name, column in self.held.items()}
+        columns = (self.story, self.pos, self.token, self.target)
+        row = None if self.row is None else self.row[index]
+        before = index if self.whole is None else self.chosen[index]
+        whole = self.whole or self
+        return Scan(self.model, self.encoded, *(c[index] for c in columns), row, self.streams, cut, whole, before)
+
+    def walk(self, positions: int = 8192, edits: Edits | None = None) -> Iterator["Scan"]:
+        """Stream the same stories through the model again, for what is not held."""
+        yield from walk(self.model, [encoded.story for encoded in self.encoded], positions, edits)
+
+    def next_tags(self, kind: str, names: list[str]) -> Int[Tensor, " n"]:
+        """Number in `names` of each next token's tag (`universal` or `penn`), or -1."""
+        number = {name: i for i, name in enumerate(names)}
+        tags = [number.get(tag, -1) for story in self.encoded for tag in getattr(story, kind)[1:]]
+        return self._own(torch.tensor(tags, dtype=torch.long))
+
+    def in_opening(self) -> Int[Tensor, " n"]:
+        """1 where the next token belongs to the story's first sentence, else 0."""
+        return self._own(
+            torch.cat([(story.spans[1:, 0] < opening_end(story.story.text)).long() for story in self.encoded])
+        )
+
+    def lemmas(self, ahead: bool = False) -> list[str]:
+        """Dictionary form of the word at each position, or of the next token's word; "" for none.
+
+        Where a story is untagged it is the token's own text in lower case.
+        """
+        every = [lemma for story in self.encoded for lemma in (story.lemmas[1:] if ahead else story.lemmas[:-1])]
+        return every if self.whole is None else [every[i] for i in self.chosen.tolist()]
+
+    def _own(self, every: Tensor) -> Tensor:
+        return every if self.whole is None else every[self.chosen]
+
+
+@torch.inference_mode()
+def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edits: Edits | None = None) -> Streams:
+    """One forward pass of a one-layer model's trunk (no unembedding), its activations kept.
+
+    `edits` maps names of ACTIVATIONS to functions of the activation; what one returns takes its place, for all that
+    reads it (a pattern is the exception: TransformerLens discards edits of it).
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook) -> Tensor:
+        name = hook.name.removeprefix("blocks.0.")
+        found[name] = edits[name](value) if edits and name in edits else value
+        return found[name]
+
+    names = [name if name in {"hook_embed", "hook_pos_embed"} else f"blocks.0.{name}" for name in ACTIVATIONS]
+    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+        model.original_model.transformer(tokens)
+    values = [found[name] for name in ACTIVATIONS]
+    values[1] = values[1].expand_as(values[0])
+    return Streams(*values)
+
+
+def walk(
+    model: TransformerBridge, stories: Iterable[Story], positions: int = 8192, edits: Edits | None = None
+) -> Iterator[Scan]:
+    """Stream stories through the model in batches of at most about `positions` padded positions.
+
+    Memory does not grow with the number of stories. Stories of a batch need not be neighbours: `Scan.story` numbers
+    them. `edits`: as `run_streams` has them.
+    """
+    numbered = enumerate(stories)
+    while pool := list(islice(numbered, POOL)):
+        encoded = [(i, encode_story(story, model.tokenizer, model.cfg.n_ctx)) for i, story in pool]
+        encoded.sort(key=lambda pair: len(pair[1].tokens))
+        part: list[tuple[int, EncodedStory]] = []
+        for pair in encoded:
+            if part and (len(part) + 1) * len(pair[1].tokens) > positions:
+                yield _batch(model, part, edits)
+                part = []
+            part.append(pair)
+        yield _batch(model, part, edits)
+
+
+HOLD = ("resid_mid", "mlp_post", "z")
+
+
+def scan(
+    model: TransformerBridge, stories: Iterable[Story], hold: Sequence[str] = HOLD, positions: int = 8192
+) -> Scan:
+    """All scored positions of some stories in one scan, the named columns of `Streams` held in memory.
+
+    4 bytes a number: 1,024 neurons at 25,000 positions take 100 MB. What need not be held streams: `walk`.
+
+        explore = scan(load_model(), load_stories(split="explore"))
+        explore.activations[:, 12].mean()
+    """
+    batches, held = [], {name: [] for name in hold}
+    for batch in walk(model, stories, positions):
+        for name, parts in held.items():
+            parts.append(batch.flat(getattr(batch.streams, name)))
+        batches.append((batch.encoded, batch.story, batch.pos, batch.token, batch.target))
+    if not batches:
+        raise WorkbookError("No story is left to scan: give more stories, or another split.")
+    encoded, *columns = zip(*batches, strict=True)
+    joined = {name: _joined(parts) for name, parts in held.items()}
+    return Scan(model, [e for part in encoded for e in part], *(torch.cat(c) for c in columns), held=joined)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts one after another, each let go of (the list is emptied) once it is copied: memory never holds all twice."""
+    whole, start = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:]), 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
+
+
+def _batch(model: TransformerBridge, part: list[tuple[int, EncodedStory]], edits: Edits | None) -> Scan:
+    encoded = [story for _, story in part]
+    tokens = torch.nn.utils.rnn.pad_sequence([story.tokens for story in encoded], batch_first=True)
+    lengths = [len(story.tokens) - 1 for story in encoded]
+    row = torch.repeat_interleave(torch.tensor(lengths))
+    story = torch.tensor([i for i, _ in part])[row]
+    pos = torch.cat([torch.arange(length) for length in lengths])
+    here, ahead = tokens[row, pos], tokens[row, pos + 1]
+    return Scan(model, encoded, story, pos, here, ahead, row, run_streams(model, tokens, edits))
+
+
+def decoder(tokenizer) -> Callable[[int], str]:
+    """A function that turns a token id into text fit for a table: ␣ for a blank, ⏎ for a line break, ¦ for a bar."""
+    return lambda token: tokenizer.decode([token]).replace(" ", "␣").replace("\n", "⏎").replace("|", "¦")
+
+
+def gather(
+    model: TransformerBridge, stories: Iterable[Story], neurons: slice = slice(None), positions: int = 8192
+):
+    """A scan taken apart (contexts, activations, final residual streams): going, use `scan`."""
+    found = scan(model, stories, positions=positions)
+    return found.context, found.activations[:, neurons], found.resid_post
