@@ -1,0 +1,346 @@
+"""Train the embedded one-layer model: `python -m helpers.training --help`."""
+
+import argparse
+import dataclasses
+import json
+import math
+import platform
+import time
+from pathlib import Path
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import GPTNeoForCausalLM
+from helpers.core.files import WorkbookError
+from helpers.core.files import write_atomic
+from helpers.core.files import write_json
+from helpers.core.stories import stream_texts
+from helpers.core.stories import text_hash
+from helpers.build.data import END_OF_TEXT
+from helpers.build.data import Corpus
+from helpers.build.data import encode_corpus
+from helpers.build.data import epochs
+from helpers.build.data import pad
+from helpers.build.data import save_tokenizer
+from helpers.build.data import train_tokenizer
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+
+
+
+def main() -> None:
+    """Command line: tokenizer, training, and the finished model's folder with the record of its run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="training text: .jsonl, .txt, or a data set's name (roneneldan/TinyStories)",
+    )
+    parser.add_argument(
+        "--valid",
+        required=True,
+        help="validation text, never trained on: a file, or a data set's name (its split validation)",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder for the finished model")
+    parser.add_argument(
+        "--work", type=Path, default=Path("training-run"), help="folder for the tokenizer and the checkpoint"
+    )
+    for field in dataclasses.fields(Recipe):
+        kind = (lambda text: text.lower() in {"1", "true", "yes"}) if field.type is bool else field.type
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    options = parser.parse_args()
+    recipe = Recipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)})
+    torch.set_num_threads(recipe.threads)
+
+    tokenizer_file = options.work / "tokenizer.json"
+    if not tokenizer_file.exists():
+        save_tokenizer(
+            train_tokenizer(
+                tqdm(stream_texts(options.data), desc="tokenizer", unit=" stories"), recipe.vocabulary
+            ),
+            options.work,
+            recipe.context,
+        )
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    corpus = encode_corpus(stream_texts(options.data), tokenizer, recipe.context, "encoding")
+    valid = encode_corpus(stream_texts(options.valid, "validation"), tokenizer, recipe.context)
+    training_hash = text_hash(stream_texts(options.data))
+    run = Run(recipe, corpus, text_hash([training_hash, tokenizer.to_str()]))
+    checkpoint = options.work / "checkpoint.safetensors"
+    if checkpoint.exists():
+        run.resume(checkpoint)
+    train(run, valid, checkpoint)
+
+    write_atomic(
+        options.out / "model.safetensors", lambda path: save_file(_weights(run.model), path, {"format": "pt"})
+    )
+    config = run.model.config.to_dict() | {"architectures": ["GPTNeoForCausalLM"], "dtype": "float32"}
+    write_json(options.out / "config.json", config)
+    save_tokenizer(tokenizer, options.out, recipe.context)
+    text = {
+        "name": "TinyStories (Eldan & Li, 2023)",
+        "sha256": training_hash,
+        "stories": len(corpus),
+        "tokens": int(corpus.lengths.sum()),
+    }
+    valid_text = {
+        "sha256": text_hash(stream_texts(options.valid, "validation")),
+        "stories": len(valid),
+        "tokens": int(valid.lengths.sum()),
+    }
+    record = {"recipe": dataclasses.asdict(recipe), "training_text": text, "validation_text": valid_text}
+    record |= {
+        "steps": run.step,
+        "tokens": run.seen,
+        "seconds": round(run.seconds),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
+    write_json(options.out / "training_record.json", record | {"end_of_text": END_OF_TEXT, "curve": run.curve})
+
+
+def _weights(model: GPTNeoForCausalLM) -> dict[str, Tensor]:
+    """The parameters under their published names; the unembedding is the embedding and is stored once."""
+    return {
+        name: parameter.data.contiguous()
+        for name, parameter in model.named_parameters()
+        if name != "lm_head.weight"
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run, beside its text. Learning rates are per step; `tokens` counts predicted tokens."""
+
+    tokens: int = 48_000_000
+    batch_tokens: int = 8192
+    muon_rate: float = 3e-3
+    adam_rate: float = 3e-3
+    weight_decay: float = 0.1
+    warmup_steps: int = 100
+    decay_share: float = 0.5
+    seed: int = 0
+    threads: int = 1
+    bfloat16: bool = True
+    vocabulary: int = 4096
+    context: int = 512
+    d_model: int = 256
+    heads: int = 8
+    neurons: int = 1024
+    layers: int = 1
+
+    def rate(self, step: int, seen: int) -> float:
+        """Share of the peak learning rate: linear warm-up, plateau, linear decay to zero over the last `decay_share`."""
+        left = max(0.0, 1 - seen / self.tokens)
+        return min(1.0, (step + 1) / self.warmup_steps, left / self.decay_share)
+
+
+
+class Run:
+    """A training run that a kill at any moment costs no more than the steps since its last checkpoint."""
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, identity: str):
+        self.recipe, self.corpus, self.identity = recipe, corpus, identity
+        self.model = new_model(recipe).train()
+        named = dict(self.model.named_parameters())
+        inner = [p for name, p in named.items() if ".h." in name and p.ndim == 2]
+        outer = [p for name, p in named.items() if not (".h." in name and p.ndim == 2)]
+        muon = torch.optim.Muon(
+            inner, lr=recipe.muon_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        adam = torch.optim.AdamW(outer, lr=recipe.adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizers = (muon, adam)
+        self.step = self.seen = 0
+        self.curve: list[dict] = []
+        self.losses: list[float] = []  # since the last point of the curve
+        self.seconds = 0.0
+
+    def train_step(self, batch: list[int]) -> float:
+        """One optimizer step on the stories of `batch`; returns its loss in nats per token."""
+        tokens, mask = pad([self.corpus[i] for i in batch])
+        share = self.recipe.rate(self.step, self.seen)
+        for optimizer, peak in zip(self.optimizers, (self.recipe.muon_rate, self.recipe.adam_rate), strict=True):
+            optimizer.param_groups[0]["lr"] = peak * share
+        loss = backward(self.model, tokens, mask, self.recipe.bfloat16)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        self.seen += int(mask.sum())
+        return loss
+
+    def _state(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": p.data for name, p in self.model.named_parameters()}
+        for o, optimizer in enumerate(self.optimizers):
+            for i, state in optimizer.state_dict()["state"].items():
+                tensors |= {
+                    f"optimizer.{o}.{i}.{name}": torch.as_tensor(value).clone() for name, value in state.items()
+                }
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint (safetensors, atomically)."""
+        facts = {key: getattr(self, key) for key in ("step", "seen", "curve", "losses", "seconds", "identity")}
+        facts["recipe"] = dataclasses.asdict(self.recipe)
+        write_atomic(path, lambda temporary: save_file(self._state(), temporary, {"run": json.dumps(facts)}))
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            WorkbookError: the checkpoint belongs to other text, another tokenizer or another recipe.
+        """
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["run"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if facts.pop("recipe") != dataclasses.asdict(self.recipe) or facts["identity"] != self.identity:
+            raise WorkbookError(
+                f"{path} belongs to another run: give its text and settings, or another --work folder."
+            )
+        for key, value in facts.items():
+            setattr(self, key, value)
+        for name, parameter in self.model.named_parameters():
+            parameter.data.copy_(tensors[f"model.{name}"])
+        for o, optimizer in enumerate(self.optimizers):
+            state = optimizer.state_dict()
+            for name, tensor in tensors.items():
+                if name.startswith(f"optimizer.{o}."):
+                    _, _, i, key = name.split(".")
+                    state["state"].setdefault(int(i), {})[key] = tensor
+            optimizer.load_state_dict(state)
+
+
+def train(
+    run: Run,
+    valid: Corpus,
+    checkpoint: Path,
+    save_every: int = 100,
+    look_every: int = 500,
+    stop_after: int | None = None,
+) -> None:
+    """Train to the recipe's end, or for `stop_after` steps.
+
+    A checkpoint is written every `save_every` steps, and the loss on `valid` measured every `look_every`.
+    """
+    start, began = run.step, time.time() - run.seconds
+    with tqdm(
+        total=run.recipe.tokens, initial=run.seen, unit="tok", unit_scale=True, desc="training", mininterval=5
+    ) as bar:
+        for _, batch in epochs(run.corpus, run.recipe.batch_tokens, run.recipe.seed, skip=run.step):
+            if run.seen >= run.recipe.tokens or run.step - start == stop_after:
+                break
+            before = run.seen
+            run.losses.append(run.train_step(batch))
+            bar.update(run.seen - before)
+            done = run.seen >= run.recipe.tokens
+            if run.step % look_every == 0 or done:
+                point = {
+                    "step": run.step,
+                    "tokens": run.seen,
+                    "train": round(math.fsum(run.losses) / len(run.losses), 4),
+                }
+                run.curve.append(point | {"valid": round(validation_loss(run.model, valid), 4)})
+                run.losses = []
+                bar.set_postfix(run.curve[-1])
+            if run.step % save_every == 0 or done:
+                run.seconds = time.time() - began
+                run.save(checkpoint)
+
+
+def new_model(recipe: Recipe) -> GPTNeoForCausalLM:
+    """A GPT-Neo with random weights, built as the published TinyStories models are (no dropout).
+
+    Layers are in turn global and local (each position sees the last 256), beginning with a global one.
+    """
+    torch.manual_seed(recipe.seed)
+    shape = {"hidden_size": recipe.d_model, "num_heads": recipe.heads, "intermediate_size": recipe.neurons}
+    plain = {
+        "embed_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "resid_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    context = {"vocab_size": recipe.vocabulary, "max_position_embeddings": recipe.context}
+    return GPTNeoForCausalLM(
+        GPTNeoConfig(
+            num_layers=recipe.layers,
+            attention_types=[[[kind], 1] for kind in ("global", "local") * recipe.layers][: recipe.layers],
+            window_size=256,
+            **shape,
+            **plain,
+            **context,
+        )
+    )
+
+
+def trunk(model: GPTNeoForCausalLM, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "story pos d_model"]:
+    """The final normalised residual stream of a GPT-Neo.
+
+    The same numbers as `model.transformer` (tested), by a fused attention that is twice as fast on a CPU.
+    """
+    body, length = model.transformer, tokens.shape[1]
+    residual = body.wte(tokens) + body.wpe.weight[:length]
+    back = torch.arange(length)[:, None] - torch.arange(length)
+    for block in body.h:
+        attention = block.attn.attention
+        normalised = block.ln_1(residual)
+        split = (*tokens.shape, attention.num_heads, attention.head_dim)
+        q, k, v = (
+            project(normalised).view(split).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        narrow = attention.attention_type == "local" and length > model.config.window_size
+        seen = {"attn_mask": (back >= 0) & (back < model.config.window_size)} if narrow else {"is_causal": True}
+        z = F.scaled_dot_product_attention(q, k, v, scale=1.0, **seen)  # GPT-Neo does not scale its scores
+        residual = residual + attention.out_proj(z.transpose(1, 2).flatten(2))
+        residual = residual + block.mlp(block.ln_2(residual))
+    return body.ln_f(residual)
+
+
+def backward(
+    model: GPTNeoForCausalLM,
+    tokens: Int[Tensor, "story pos"],
+    mask: Bool[Tensor, "story pos_minus_one"],
+    bfloat16: bool,
+) -> float:
+    """Add the gradient of the mean next-token loss over the mask; returns that loss in nats.
+
+    The logits are made a thousand positions at a time, so the vocabulary-sized tensors stay small and in cache.
+    """
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+        hidden = trunk(model, tokens)[:, :-1][mask]
+    leaf, targets, total = hidden.detach().requires_grad_(), tokens[:, 1:][mask], 0.0
+    for part, target in zip(leaf.split(1024), targets.split(1024), strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            logits = F.linear(part, model.transformer.wte.weight)
+        loss = F.cross_entropy(logits.float(), target, reduction="sum") / len(targets)
+        loss.backward()
+        total += loss.item()
+    hidden.backward(leaf.grad)
+    return total
+
+
+@torch.inference_mode()
+def validation_loss(model: GPTNeoForCausalLM, corpus: Corpus) -> float:
+    """Mean loss in nats per text token of whole stories (the closing `<|endoftext|>` is not counted)."""
+    total, count = 0.0, 0
+    for i in range(len(corpus)):
+        story = corpus[i].long()
+        story = story[:-1] if story[-1] == story[0] else story
+        logits = F.linear(trunk(model, story[None])[0, :-1], model.transformer.wte.weight)
+        total += F.cross_entropy(logits, story[1:], reduction="sum").item()
+        count += len(story) - 1
+    return total / count
+
+
+
+
+if __name__ == "__main__":
+    main()
