@@ -58,7 +58,8 @@ class Contexts:
     def at(self, index: Int[Tensor, " k"]) -> "Contexts":
         """The variables at some positions only."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        penn = [columns.pop("penn")[i] for i in index.tolist()]
+        every = columns.pop("penn")
+        penn = [every[i] for i in index.tolist()]
         return Contexts(penn=penn, **{name: column[index] for name, column in columns.items()})
 
 
