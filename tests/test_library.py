@@ -1,64 +1,120 @@
-"""The library and the ledger: what is written can be read, and bad input gets one clear line."""
+"""The library and the ledger: what is written can be read, no notebook drops another's evidence, bad input is named."""
 
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from helpers.core.estimates import Comparison, Estimate
 from helpers.core.files import WorkbookError
+from helpers.core.parts import Parts
 from helpers.neurons.ledger import save_ledger, search
-from helpers.report.findings import Findings
-from helpers.report.library import STATUSES, Entry, Library, status_of
+from helpers.report.findings import Finding
+from helpers.report.library import LENGTH, Entry, Library
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-def finding(value, **more):
-    return Findings("x").add(
-        f"Claim {value}.",
-        value,
-        unit="shares",
-        comparison="at least",
-        threshold=0.5,
-        control=0.1,
-        control_name="twin",
-        **more,
+def finding(low: float, sentence: str = "It fires.") -> Finding:
+    """A finding whose difference is from `low` to `low` + 0.2, and matters from 0.5 on."""
+    gap, none = Estimate(low + 0.1, low, low + 0.2), Estimate(0.0, 0.0, 0.0)
+    return Finding(sentence, Comparison(gap, none, gap, "twin"), "nats", 0.5, "as much as a bigram knows")
+
+
+def entry(name: str = "a", notebook: str = "02", *lows: float, **changes) -> Entry:
+    given = {"kind": "neuron", "parts": "neuron 1", "sentence": f"It fires, says {notebook}."} | changes
+    return Entry(
+        id=name, evidence=[finding(low, f"{notebook} {low}") for low in lows or (0.6,)], notebook=notebook, **given
     )
+
+
+def proof(library: Library, name: str = "a") -> list[str]:
+    return [row["sentence"] for row in library.entries[name].evidence]
 
 
 def test_a_library_is_read_as_it_was_written(tmp_path):
     library = Library("m")
-    library.put(Entry.of("b", ["neuron 1"], "neuron", "It fires.", [finding(0.9)], "02", reads=["a"]))
-    library.put(Entry.of("a", ["neuron 2"], "neuron", "It does not.", [finding(0.2)], "02"))
-    library.save(tmp_path / "library.json")
-    again = Library.load(tmp_path / "library.json", "m")
+    library.put(entry("b", reads="rain snow", lowers=["sun"]), entry("a", "03", -1.0))
+    again = Library.load(library.save(tmp_path / "library.json"), "m")
     assert again.entries == library.entries
-    assert [entry.status for _, entry in sorted(again.entries.items())] == ["refuted", "holds"]
-    again.drop("02")
-    assert not again.entries
+    assert again.entries["b"].reads == ["rain", "snow"]
+    assert repr(again) == "a | neuron | contrary | It fires, says 03.\nb | neuron | clear | It fires, says 02."
 
 
-def test_partly_is_between():
-    assert status_of([finding(0.9), finding(0.1)]) == "partly"
+def test_the_stored_form_is_the_documented_one(tmp_path):
+    library = Library("m", [entry()])
+    data = json.loads(library.save(tmp_path / "library.json").read_text())
+    assert set(data["entries"][0]) == {
+        "id", "kind", "parts", "sentence", "evidence", "notebook", "reads", "raises", "lowers", "verdict",
+    }  # fmt: skip
+    assert set(data["entries"][0]["evidence"][0]) == {*finding(0.6).record(), "notebook"}
 
 
-def test_a_near_miss_is_not_refuted():
-    near = finding(0.45, interval=(0.4, 0.55))
-    assert status_of([near, near]) == "not shown"
-    assert status_of([near, finding(0.2)]) == "refuted"
-    assert status_of([near, finding(0.9)]) == "partly"
-    assert status_of([finding(0.45, interval=(0.4, 0.49))]) == "refuted"
+def test_parts_become_names():
+    found = Parts("these", "neuron", torch.tensor([12, 7]))
+    assert entry(parts=found).parts == ["neuron 12", "neuron 7"]
+    assert entry(parts="head 3").parts == ["head 3"]
 
 
-@pytest.mark.parametrize("field", ["status", "kind", "evidence", "sentence"])
-def test_an_entry_with_a_bad_field_is_refused(field):
-    good = Entry.of("a", ["neuron 2"], "neuron", "It fires.", [finding(0.9)], "02").__dict__
-    with pytest.raises(WorkbookError):
-        Entry(**{**good, field: [] if field == "evidence" else ""})
+@pytest.mark.parametrize(
+    "lows, verdict",
+    [
+        ((0.6, 0.7), "clear"),
+        ((0.6, -0.1), "some"),
+        ((-0.1,), "open"),
+        ((-0.1, -1.0), "contrary"),
+        ((0.1,), "some"),
+    ],
+)
+def test_an_entrys_verdict_is_what_its_evidence_says(lows, verdict):
+    assert entry("a", "02", *lows).verdict == verdict
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"model": "m", "entries": [{"id": "a"}]}'])
+@pytest.mark.parametrize("order", [("02", "05"), ("05", "02")])
+def test_two_notebooks_speak_of_one_entry(order):
+    library = Library("m")
+    for notebook in order:
+        library.put(entry("a", notebook))
+    assert library.entries["a"].sentence == "It fires, says 02."
+    assert proof(library) == ["02 0.6", "05 0.6"]
+
+
+def test_a_notebook_that_runs_again_replaces_its_own_evidence_only():
+    library = Library("m", [entry("b", "03")])
+    library.put(entry("a", "02"), entry("a", "05"))
+    library.drop("02")
+    assert proof(library) == ["05 0.6"]
+    library.put(entry("a", "02", 0.9))
+    assert proof(library) == ["02 0.9", "05 0.6"]
+    library.drop("02")
+    library.drop("05")
+    assert list(library.entries) == ["b"]
+    assert [row.id for row in library.of("03")] == ["b"]
+    assert library.of("02") == []
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"kind": "thing"}, "choose one of"),
+        ({"parts": []}, "needs"),
+        ({"sentence": ""}, "needs"),
+        ({"sentence": "x" * (LENGTH + 1)}, "121 characters"),
+    ],
+)
+def test_an_entry_with_a_bad_field_is_refused(changes, complaint):
+    with pytest.raises(WorkbookError, match=complaint):
+        entry(**changes)
+
+
+def test_an_entry_without_evidence_is_refused():
+    with pytest.raises(WorkbookError, match="evidence"):
+        Entry("a", "head", "head 1", "It looks.", [], "03")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": "m", "entries": [{"id": "a"}]}', ""])
 def test_a_broken_library_is_refused_in_one_line(tmp_path, text):
     (tmp_path / "library.json").write_text(text)
     with pytest.raises(WorkbookError, match="not a library") as error:
@@ -72,19 +128,21 @@ def test_another_models_library_is_refused(tmp_path):
         Library.load(tmp_path / "library.json", "other")
 
 
+def test_a_table_shows_text_as_text():
+    table = Library("m", [entry(sentence="It raises <b> & *.")])._repr_html_()
+    assert "It raises &lt;b&gt; &amp; *." in table
+
+
 def test_the_stored_library_fits_the_schema():
     library = Library.load(NOTEBOOKS / "library.json", "embedded")
     assert len(library.entries) >= 5
-    assert {entry.status for entry in library.entries.values()} <= set(STATUSES)
-    assert all(evidence.control_name for entry in library.entries.values() for evidence in entry.evidence)
+    assert all(row["control_name"] for entry in library.entries.values() for row in entry.evidence)
 
 
 def test_the_stored_ledger_has_a_row_for_every_neuron(model):
     ledger = pd.read_csv(NOTEBOOKS / "02_ledger.csv", index_col="neuron")
     assert list(ledger.index) == list(range(model.cfg.d_mlp))
-    assert ledger["effect"].notna().all() and {"role", "promoted", "strongest on", "io cosine"} <= set(
-        ledger.columns
-    )
+    assert ledger["effect"].notna().all() and {"role", "promoted", "strongest on"} <= set(ledger.columns)
 
 
 def test_the_ledger_is_searched_by_word_and_sorted(tmp_path):

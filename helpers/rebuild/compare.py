@@ -1,6 +1,5 @@
 """Handmade components beside the ones they replace, and what proposed rules name."""
 
-import dataclasses
 from collections.abc import Callable, Iterable
 
 import torch
@@ -20,8 +19,6 @@ from helpers.neurons.rules import Rule
 from helpers.neurons.writes import logit_writes
 from helpers.rebuild.heads import HandQueries, HandValues, Way
 from helpers.rebuild.neurons import Installed, read_input
-from helpers.report.findings import Finding
-from helpers.report.library import Entry, Evidence
 
 
 def correlation(a: Float[Tensor, "n k"], b: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
@@ -136,12 +133,6 @@ def lists_word(rule: Rule, slot: str, token: int, groups: WordGroups) -> bool:
         for term in rule.terms
         for group, amount in zip(term.groups, term.amounts, strict=True)
     )
-
-
-def with_surgery(entry: Entry, proof: Finding) -> Entry:
-    """A library entry with what surgery showed of it, in place of what an earlier run showed."""
-    older = [evidence for evidence in entry.evidence if not evidence.metric.startswith("Surgery")]
-    return dataclasses.replace(entry, evidence=[*older, Evidence.of(proof)])
 
 
 def seen_before(

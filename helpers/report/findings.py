@@ -67,7 +67,9 @@ class Finding:
     def record(self) -> dict:
         """The finding as plain data, numbers rounded as printed; what could not be measured is null."""
         sides = {name: getattr(self.pair, name) for name in ("value", "control", "difference")}
-        numbers = {name: [_rounded(end, self.digits) for end in dataclasses.astuple(e)] for name, e in sides.items()}
+        numbers = {
+            name: [_rounded(end, self.digits) for end in dataclasses.astuple(e)] for name, e in sides.items()
+        }
         facts = {name: getattr(self, name) for name in ("unit", "least", "why", "split", "digits", "verdict")}
         rank = {"beaten": self.pair.beaten, "tried": self.pair.tried}
         return {"sentence": self.sentence} | facts | numbers | {"control_name": self.pair.control_name} | rank
@@ -118,7 +120,9 @@ class Findings:
         return row.sentence, f"{value} {row.unit}", against, gap, row.verdict
 
 
-def against(value: Estimate, control: Estimate, name: str, beaten: int | None = None, tried: int = 1) -> Comparison:
+def against(
+    value: Estimate, control: Estimate, name: str, beaten: int | None = None, tried: int = 1
+) -> Comparison:
     """A comparison of two measures that were not taken at the same positions (their errors are independent)."""
     own = int(value.mean > control.mean) if beaten is None else beaten
     return Comparison(value, control, difference(value, control), name, own, tried)
@@ -137,7 +141,9 @@ def read_findings(folder: str | Path | None = None) -> list[dict]:
     for path in sorted(folder.glob("*.json")):
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            rows += [{"notebook": data["notebook"], "model": data.get("model", "")} | row for row in data["findings"]]
+            rows += [
+                {"notebook": data["notebook"], "model": data.get("model", "")} | row for row in data["findings"]
+            ]
         except (ValueError, KeyError, TypeError):
             raise WorkbookError(f"{path} is not a findings file: delete it and run its notebook again.") from None
     return rows

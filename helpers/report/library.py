@@ -1,104 +1,91 @@
-"""The library of what a model was found to know: one JSON file a model, read and written here alone."""
+"""The library of what a model was found to know: one JSON file a model, that every notebook adds to.
+
+    library = Library.load(results / "notebooks" / "library.json", model.cfg.model_name)
+    library.drop("02")  # what this notebook said before
+    library.put(Entry("searching", "neurons", found, "They hear that something is lost, and raise where it may be.",
+                      [finding], "02", reads="look find", raises="under behind everywhere", lowers="happy"))
+    library.save(results / "notebooks" / "library.json")
+
+The file is `{"model": …, "entries": [entry, …]}`, each entry with the fields of `Entry` and its verdict; each piece of
+evidence has the fields of a finding (`Finding.record`) and the notebook that it is from.
+"""
 
 import dataclasses
 import html
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from helpers.core.files import WorkbookError
-from helpers.core.files import write_json
-from helpers.report.findings import Finding
 
+from helpers.core.files import WorkbookError, write_json
+from helpers.core.parts import Parts
+from helpers.report.findings import VERDICTS, Finding
 
-STATUSES = ("holds", "partly", "not shown", "refuted")
-KINDS = ("neuron", "neuron family", "head", "circuit", "population")
-
-
-@dataclasses.dataclass(frozen=True)
-class Evidence:
-    """One measurement: what was measured, on which split, and what decided it."""
-
-    metric: str
-    value: float
-    unit: str
-    split: str
-    threshold: str
-    control: float
-    control_name: str
-    verdict: str
-
-    @classmethod
-    def of(cls, finding: Finding) -> "Evidence":
-        """The evidence that a finding is."""
-        row = finding.record()
-        asked = f"{row['comparison']} {row['threshold']}"
-        return cls(
-            row["sentence"],
-            row["value"],
-            row["unit"],
-            row["split"],
-            asked,
-            row["control"],
-            row["control_name"],
-            row["verdict"],
-        )
+KINDS = ("neuron", "neurons", "head", "heads", "circuit", "model")
+LENGTH = 120  # characters of a sentence
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What one component, or several together, were found to do (or not to do).
+    """One piece of knowledge: what a part of the model, or several together, was found to do.
 
-    id: unique in the library. components: as in "neuron 12" or "head 3". kind: of KINDS. sentence: in plain words.
-    rule: the rule as code or data, if there is one. reads, writes: words or classes. status: of STATUSES.
-    notebook: the notebook that made the entry.
+    id: unique in the library; another notebook that puts an entry of the same id adds its evidence to it.
+    kind: of KINDS. parts: as in "neuron 12" or "head 3", or `Parts`. sentence: in plain words, at most 120 characters.
+    evidence: findings. notebook: whose entry it is. reads, raises, lowers: words, with blanks between them or as a list.
     """
 
     id: str
-    components: list[str]
     kind: str
+    parts: Sequence[str] | Parts
     sentence: str
-    rule: str
-    reads: list[str]
-    writes: list[str]
-    evidence: list[Evidence]
-    status: str
+    evidence: Sequence[Finding | dict]
     notebook: str
-
-    @classmethod
-    def of(
-        cls, id: str, components: list[str], kind: str, sentence: str, proof: list[Finding], notebook: str, **sides
-    ) -> "Entry":
-        """An entry whose evidence and status are findings'; sides: reads, writes, rule (empty by default)."""
-        given = {"rule": "", "reads": [], "writes": []} | sides
-        evidence = [Evidence.of(finding) for finding in proof]
-        return cls(
-            id, components, kind, sentence, evidence=evidence, status=status_of(proof), notebook=notebook, **given
-        )
+    reads: Sequence[str] = ()
+    raises: Sequence[str] = ()
+    lowers: Sequence[str] = ()
 
     def __post_init__(self):
-        if self.status not in STATUSES or self.kind not in KINDS:
+        parts = self.parts
+        if isinstance(parts, Parts):
+            parts = [f"{parts.kind} {i}" for i in parts.index.tolist()]
+        sides = {name: getattr(self, name) for name in ("reads", "raises", "lowers")}
+        words = {name: side.split() if isinstance(side, str) else list(side) for name, side in sides.items()}
+        proof = [
+            row.record() | {"notebook": self.notebook} if isinstance(row, Finding) else dict(row)
+            for row in self.evidence
+        ]
+        plain = {"parts": [parts] if isinstance(parts, str) else list(parts), "evidence": proof} | words
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        if self.kind not in KINDS:
             raise WorkbookError(
-                f"Entry {self.id}: status is one of {', '.join(STATUSES)}; kind one of {', '.join(KINDS)}."
+                f"Entry {self.id!r} is of the kind {self.kind!r}: choose one of {', '.join(KINDS)}."
             )
-        if not (self.id and self.components and self.sentence and self.evidence and self.notebook):
-            raise WorkbookError(
-                f"Entry {self.id!r} needs an id, components, a sentence, evidence and its notebook."
-            )
+        if not (self.id and self.parts and self.sentence and self.evidence and self.notebook):
+            raise WorkbookError(f"Entry {self.id!r} needs an id, parts, a sentence, evidence and its notebook.")
+        if len(self.sentence) > LENGTH:
+            raise WorkbookError(f"Entry {self.id!r}: {len(self.sentence)} characters; say it in {LENGTH}.")
+        if bad := [row for row in proof if row.get("verdict") not in VERDICTS or not row.get("notebook")]:
+            raise WorkbookError(f"Entry {self.id!r}: evidence without a verdict or a notebook: {bad[0]}.")
 
+    @property
+    def verdict(self) -> str:
+        """What all of its evidence has in common; else `some` if any of it is for it, `contrary` if any is against it."""
+        found = {row["verdict"] for row in self.evidence}
+        if len(found) == 1:
+            return found.pop()
+        return "some" if found & {"clear", "some"} else "contrary"
 
-def status_of(evidence: list[Finding]) -> str:
-    """`holds` if all findings hold, `partly` if some do; else `not shown` if all are near misses, `refuted` if one is none."""
-    held = [finding.holds for finding in evidence]
-    if any(held):
-        return "holds" if all(held) else "partly"
-    return "not shown" if all(finding.near for finding in evidence) else "refuted"
+    def record(self) -> dict:
+        """The entry as plain data."""
+        return {**dataclasses.asdict(self), "verdict": self.verdict}
 
 
 class Library:
-    """The entries of one model, in order of their ids."""
+    """The entries of one model by their ids."""
 
-    def __init__(self, model: str, entries: list[Entry] = ()):
+    def __init__(self, model: str, entries: Iterable[Entry] = ()):
         self.model = model
-        self.entries = {entry.id: entry for entry in entries}
+        self.entries: dict[str, Entry] = {entry.id: entry for entry in entries}
 
     @classmethod
     def load(cls, path: str | Path, model: str) -> "Library":
@@ -112,56 +99,61 @@ class Library:
             return cls(model)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            rows = [
-                Entry(**{**row, "evidence": [Evidence(**e) for e in row["evidence"]]}) for row in data["entries"]
-            ]
+            rows = [Entry(**{name: row[name] for name in FIELDS}) for row in data["entries"]]
             owner = data["model"]
         except (ValueError, KeyError, TypeError) as error:
             raise WorkbookError(
-                f"{path.name} is not a library ({error}): delete it and rerun the notebooks."
+                f"{path} is not a library ({error!s:.80}): delete it and run the notebooks again."
             ) from None
         if owner != model:
             raise WorkbookError(f"{path.name} is the library of {owner}, not of {model}: give another file.")
         return cls(model, rows)
 
     def put(self, *entries: Entry) -> None:
-        """Add entries; one of the same id is replaced."""
-        self.entries |= {entry.id: entry for entry in entries}
+        """Add entries. Where two notebooks speak of one id, the earlier one's words stand, with the evidence of both."""
+        for entry in entries:
+            other = self.entries.get(entry.id, entry)
+            words = min(other, entry, key=lambda one: one.notebook) if other.notebook != entry.notebook else entry
+            kept = [row for row in other.evidence if row["notebook"] != entry.notebook]
+            proof = sorted([*kept, *entry.evidence], key=lambda row: row["notebook"])
+            self.entries[entry.id] = dataclasses.replace(words, evidence=proof)
 
     def drop(self, notebook: str) -> None:
-        """Forget what a notebook made, before it makes it again."""
-        self.entries = {key: entry for key, entry in self.entries.items() if entry.notebook != notebook}
+        """Forget what a notebook said, before it says it anew; what other notebooks measured stays."""
+        for name, entry in list(self.entries.items()):
+            kept = [row for row in entry.evidence if row["notebook"] != notebook]
+            if kept:
+                self.entries[name] = dataclasses.replace(entry, evidence=kept)
+            else:
+                del self.entries[name]
+
+    def of(self, notebook: str) -> list[Entry]:
+        """The entries that hold evidence of a notebook."""
+        rows = [self.entries[name] for name in sorted(self.entries)]
+        return [row for row in rows if any(proof["notebook"] == notebook for proof in row.evidence)]
 
     def save(self, path: str | Path) -> Path:
         """Write the library, atomically."""
-        rows = [dataclasses.asdict(self.entries[key]) for key in sorted(self.entries)]
+        rows = [self.entries[name].record() for name in sorted(self.entries)]
         return write_json(path, {"model": self.model, "entries": rows})
 
     def __repr__(self) -> str:
-        rows = [self.entries[key] for key in sorted(self.entries)]
-        return "\n".join(f"{row.id} | {row.kind} | {row.status} | {row.sentence}" for row in rows)
+        rows = [self.entries[name] for name in sorted(self.entries)]
+        return "\n".join(f"{row.id} | {row.kind} | {row.verdict} | {row.sentence}" for row in rows)
 
     def _repr_html_(self) -> str:
-        names = ("entry", "components", "what it does", "reads", "writes", "evidence", "status")
+        names = ("what was found", "parts", "reads", "raises", "lowers", "verdict")
         head = "".join(f"<th>{name}</th>" for name in names)
-        body = "".join(_row(self.entries[key]) for key in sorted(self.entries))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        rows = (cells(self.entries[name].record()) for name in sorted(self.entries))
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        return f'<table class="library"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _row(entry: Entry) -> str:
-    few = entry.components[:6] + ([f"… {len(entry.components)} in all"] if len(entry.components) > 6 else [])
-    proof = "; ".join(
-        f"{e.value} {e.unit} ({e.threshold}; {e.control_name} {e.control}): {e.verdict}" for e in entry.evidence
-    )
-    cells = (
-        entry.id,
-        ", ".join(few),
-        entry.sentence,
-        ", ".join(entry.reads),
-        ", ".join(entry.writes),
-        proof,
-        entry.status,
-    )
-    return "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
 
 
+def cells(row: dict) -> tuple[str, ...]:
+    """An entry's record as texts for a table: sentence, parts, reads, raises, lowers, verdict."""
+    parts = row["parts"][:6] + ([f"… {len(row['parts'])} in all"] if len(row["parts"]) > 6 else [])
+    sides = (", ".join(row[side]) for side in ("reads", "raises", "lowers"))
+    return row["sentence"], ", ".join(parts), *sides, row["verdict"]

@@ -192,7 +192,9 @@ def refresh(text: str, blocks: dict[str, str]) -> str:
 
 def blocks(root: Path) -> dict[str, str]:
     """The README's blocks, from the files of a checkout."""
-    record = json.loads((root / "helpers" / "data" / "models" / "embedded" / "training_record.json").read_text(encoding="utf-8"))
+    record = json.loads(
+        (root / "helpers" / "data" / "models" / "embedded" / "training_record.json").read_text(encoding="utf-8")
+    )
     folder = root / "notebooks" / "findings"
     return {"losses": losses_table(record), "findings": findings_table(folder), "answer": answers(folder)}
 
@@ -212,8 +214,6 @@ def listed(items: Iterable[str], none: str = "none") -> str:
 def percent(share: float) -> str:
     """A share in per cent, or a dash where there was nothing to have a share of."""
     return "–" if math.isnan(share) else f"{share:.0%}"
-
-
 
 
 if __name__ == "__main__":
