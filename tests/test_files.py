@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers import WorkbookError
-from helpers.core.files import results_folder, write_atomic, write_json, write_json_lines, write_text
+from helpers.core.files import results_folder, run_main, write_atomic, write_json, write_json_lines, write_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,3 +75,21 @@ def test_the_environment_can_send_all_results_elsewhere(monkeypatch, tmp_path):
 
 def test_an_error_of_the_workbook_is_a_value_error():
     assert issubclass(WorkbookError, ValueError)
+
+
+@pytest.mark.parametrize(
+    "error", [WorkbookError("No model\nhere: give another."), OSError("No model here: give another.")]
+)
+def test_a_commands_user_reads_one_line_and_no_traceback(error, capsys):
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(command)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: No model here: give another.\n"
+
+
+def test_a_commands_own_fault_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_main(lambda: 1 / 0)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +29,21 @@ def seconds(work: Callable[[], object], repeats: int = 2) -> float:
 
 class WorkbookError(ValueError):
     """Bad input to the workbook. The message is one line and names the fix."""
+
+
+def run_main(command: Callable[[], object]) -> None:
+    """Run a command line's function: what its user did wrong ends it with one line on standard error and exit code 2.
+
+    if __name__ == "__main__": run_main(main)
+    """
+    try:
+        command()
+    except (WorkbookError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
