@@ -57,3 +57,9 @@ def test_a_saved_figure_is_a_png_that_is_the_same_every_time(tmp_path):
         assert plots.save(figure, path) is figure
     first, second = (path.read_bytes() for path in paths)
     assert first.startswith(b"\x89PNG") and first == second
+
+
+def test_a_figures_plain_text_is_its_titles_so_that_pages_can_describe_it():
+    assert repr(plots.curves([1, 2], {"x": [1, 2]}, "The loss\nfalls", "a", "b")) == "Figure: The loss falls"
+    assert repr(plots.pattern_grid(np.ones((1, 2, 2)), list("ab"), "Names")) == "Figure: Names; head 0"
+    assert repr(plots.new_axes(2, 2)[0]) == "Figure: untitled"

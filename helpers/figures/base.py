@@ -27,9 +27,19 @@ STYLE = {
 }  # fmt: skip
 
 
+class Titled(Figure):
+    """A figure whose plain text is its titles: pages take it for the picture's description."""
+
+    def __repr__(self) -> str:
+        titles = [self.get_suptitle(), *(axis.get_title(loc) for axis in self.axes for loc in ("left", "center"))]
+        return "Figure: " + ("; ".join(" ".join(title.split()) for title in titles if title.strip()) or "untitled")
+
+
 def new_axes(width: float, height: float, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **options)
+        figure, axes = plt.subplots(
+            1, columns, figsize=(width, height), squeeze=False, FigureClass=Titled, **options
+        )
     plt.close(figure)  # the notebook shows the returned figure, once
     return figure, axes[0]
 
@@ -235,7 +245,11 @@ def pattern_grid(patterns: np.ndarray, tokens: list[str], title: str) -> Figure:
     columns = min(4, heads)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            -(-heads // columns), columns, figsize=(9.5, 2.5 * -(-heads // columns)), squeeze=False
+            -(-heads // columns),
+            columns,
+            figsize=(9.5, 2.5 * -(-heads // columns)),
+            squeeze=False,
+            FigureClass=Titled,
         )
     plt.close(figure)
     for h, axis in enumerate(axes.flat):
