@@ -3,11 +3,15 @@
 import os
 import re
 import tempfile
+from pathlib import Path
 
 import pytest
 
 _scratch = tempfile.TemporaryDirectory(prefix="workbook-notebooks-")
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # kernels import the helpers beside the notebooks
 os.environ.setdefault("TINYSTORIES_RESULTS", _scratch.name)
+for _name in ("TINYSTORIES_MODEL", "TINYSTORIES_STORIES", "TINYSTORIES_COUNT"):
+    os.environ.pop(_name, None)  # what is stored was made without them
 
 PROGRESS = re.compile(r"\[\d+:\d+[<,]")  # a tqdm bar's "[00:00<?, ?it/s]"; its text holds timings
 
