@@ -1,114 +1,113 @@
-"""Findings: when a claim holds, and how it is printed and stored."""
+"""Findings: which verdict a difference gets, and how a finding is printed, stored and read again."""
 
 import json
+import math
 
 import pytest
 
-from helpers.core.estimates import Estimate
-from helpers.report.findings import Finding, Findings
+from helpers.core.estimates import Comparison, Estimate
+from helpers.core.files import WorkbookError
+from helpers.report.findings import VERDICTS, Finding, Findings, against, read_findings
 
-FIELDS = {"unit": "nats", "comparison": "at least", "threshold": 0.5, "control": 0.1, "control_name": "twin"}
+NOTHING = Estimate(math.nan, math.nan, math.nan)
+ASKED = {"unit": "nats", "least": 0.5, "why": "what a bigram gains"}
 
 
-def finding(value: float, **changes) -> Finding:
-    return Finding("The claim.", value, **(FIELDS | changes))
+def pair(low: float, high: float, **more) -> Comparison:
+    gap = Estimate((low + high) / 2, low, high)
+    return Comparison(Estimate(0.9, 0.8, 1.0), Estimate(0.1, 0.05, 0.15), gap, "twin", **more)
+
+
+def finding(low: float, high: float, sentence: str = "The claim.", **changes) -> Finding:
+    return Finding(sentence, pair(low, high), **(ASKED | changes))
 
 
 @pytest.mark.parametrize(
-    "value, changes, verdict",
+    "low, high, verdict",
     [
-        (0.6, {}, "holds"),
-        (0.5, {}, "holds"),
-        (0.49, {}, "does not hold"),
-        (0.6, {"interval": (0.51, 0.7)}, "holds"),
-        (0.6, {"interval": (0.49, 0.7)}, "not shown"),  # the nearer end misses
-        (0.4, {"interval": (0.3, 0.51)}, "not shown"),  # the further end passes
-        (0.4, {"interval": (0.3, 0.49)}, "does not hold"),
-        (0.6, {"interval": (0.49, 0.7), "control": 0.6}, "does not hold"),
-        (0.6, {"control": 0.5}, "does not hold"),  # the control passes as well
-        (0.6, {"control": 0.9}, "does not hold"),
-        (0.4, {"comparison": "at most", "control": 0.9}, "holds"),
-        (0.5, {"comparison": "at most", "control": 0.9}, "holds"),
-        (0.4, {"comparison": "at most", "control": 0.9, "interval": (0.3, 0.51)}, "not shown"),
-        (0.4, {"comparison": "at most", "control": 0.1}, "does not hold"),
-        (-1.5, {"comparison": "at most", "threshold": -1.0, "control": 0.0}, "holds"),
-        (float("nan"), {}, "does not hold"),
-        (0.6, {"control": float("nan")}, "does not hold"),  # a control that could not be measured tells nothing
+        (0.51, 0.9, "clear"),
+        (0.5, 0.9, "some"),  # the interval reaches down to the least that matters
+        (0.4, 0.6, "some"),
+        (0.01, 0.02, "some"),  # surely more, surely not enough to matter
+        (0.0, 0.9, "open"),
+        (-0.1, 0.9, "open"),
+        (-0.2, 0.0, "open"),
+        (-0.2, -0.1, "contrary"),
+        (math.nan, math.nan, "open"),
     ],
 )
-def test_the_verdict(value, changes, verdict):
-    found = finding(value, **changes)
-    assert found.verdict == verdict
-    assert found.holds == (verdict == "holds")
+def test_the_difference_decides(low, high, verdict):
+    assert finding(low, high).verdict == verdict
+    assert verdict in VERDICTS
 
 
-def test_a_finding_prints_its_verdict_its_numbers_and_what_was_asked():
-    text = repr(finding(0.616, interval=(0.512, 0.7)))
-    assert text == (
-        "**Finding, holds:** The claim. Measured on confirm: **0.62 nats** (95 % interval 0.51 to 0.70); "
-        "threshold: at least 0.50 nats; control (twin): 0.10 nats."
+def test_a_control_that_could_not_be_measured_leaves_the_claim_open_and_no_nan_in_the_file(tmp_path):
+    findings = Findings("x")
+    value = Estimate(0.9, 0.8, 1.0)
+    found = findings.add("The claim.", Comparison(value, NOTHING, NOTHING, "twin"), **ASKED)
+    assert found.verdict == "open"
+    assert "twin: not measured. Difference not measured" in repr(found)
+    text = findings.save(tmp_path / "x.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["findings"][0]["control"] == [None, None, None]
+
+
+def test_a_finding_prints_what_was_measured_and_what_was_asked():
+    found = Finding("The claim.", pair(0.6, 1.0, beaten=15, tried=16), **ASKED)
+    assert repr(found) == (
+        "clear: The claim. 0.90 (0.80 to 1.00) nats on confirm text; twin: 0.10 (0.05 to 0.15), beats 15 of 16. "
+        "Difference 0.80 (0.60 to 1.00); it matters from 0.5 on (what a bigram gains)."
     )
-    assert "does not hold" in finding(0.1)._repr_markdown_()
 
 
-@pytest.mark.parametrize(
-    "value, changes, reason",
-    [
-        (0.6, {}, ""),
-        (0.4, {}, "the value misses the threshold"),
-        (0.4, {"interval": (0.3, 0.6)}, "the value misses the threshold, which lies in its interval"),
-        (0.6, {"interval": (0.4, 0.8)}, "the interval reaches past the threshold"),
-        (0.6, {"control": 0.7}, "the control passes the threshold too"),
-    ],
-)
-def test_a_claim_that_does_not_hold_says_why(value, changes, reason):
-    found = finding(value, **changes)
-    assert found.reason == reason
-    assert (reason in repr(found)) and ("reason" in found.record()) == bool(reason)
+def test_text_in_a_finding_is_text():
+    found = finding(0.6, 0.7, "P(cat | the) *is* <b>5</b> $.")
+    findings = Findings("x")
+    findings.rows.append(found)
+    for shown in (found._repr_html_(), findings._repr_html_()):
+        assert "P(cat | the) *is* &lt;b&gt;5&lt;/b&gt; $." in shown
+        assert "mathjax_ignore" in shown
 
 
 def test_digits_round_what_is_printed_and_stored_but_not_what_decides():
-    found = finding(0.4999, digits=1)
-    assert "**0.5 nats**" in repr(found)
-    assert found.record()["value"] == 0.5
-    assert found.verdict == found.record()["verdict"] == "does not hold"
-    assert finding(0.61234, digits=3, interval=(0.60001, 0.62)).record()["interval"] == [0.6, 0.62]
-
-
-def test_an_estimate_brings_its_interval():
-    findings = Findings("a notebook")
-    found = findings.add("The claim.", Estimate(0.6, 0.4, 0.8), **FIELDS)
-    assert found.value == 0.6
-    assert found.interval == (0.4, 0.8)
-    assert not found.holds
+    found = finding(0.4996, 0.6, digits=1)
+    assert found.verdict == "some"
+    assert found.record()["difference"] == [0.5, 0.5, 0.6]
 
 
 def test_the_same_sentence_replaces_its_earlier_row():
-    findings = Findings("a notebook")
-    for sentence, value in (("First.", 0.6), ("Second.", 0.7), ("First.", 0.2)):
-        findings.add(sentence, value, **FIELDS)
-    assert [(row.sentence, row.value) for row in findings.rows] == [("Second.", 0.7), ("First.", 0.2)]
+    findings = Findings("x")
+    for sentence, low in (("First.", 0.6), ("Second.", 0.7), ("First.", -0.2)):
+        findings.add(sentence, pair(low, low + 0.1), **ASKED)
+    assert [(row.sentence, row.verdict) for row in findings.rows] == [("Second.", "clear"), ("First.", "contrary")]
 
 
-def test_findings_are_saved_as_json(tmp_path):
-    findings = Findings("a notebook")
-    findings.add("Größer.", 0.123456, **FIELDS)
-    path = findings.save(tmp_path / "new" / "findings.json")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    assert stored["notebook"] == "a notebook"
-    assert stored["findings"] == [findings.rows[0].record()]
-    assert stored["findings"][0] == {
-        "sentence": "Größer.", "value": 0.12, "unit": "nats", "comparison": "at least", "threshold": 0.5,
-        "control": 0.1, "control_name": "twin", "split": "confirm", "interval": None, "digits": 2, "verdict": "does not hold",
-        "reason": "the value misses the threshold",
+def test_unpaired_sides_have_a_wider_difference():
+    gap = against(Estimate(1.0, 0.7, 1.3), Estimate(0.2, -0.2, 0.6), "twin").difference
+    assert (round(gap.mean, 6), round(gap.low, 6), round(gap.high, 6)) == (0.8, 0.3, 1.3)
+
+
+def test_findings_are_read_as_they_were_saved_with_their_model_and_stories(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYSTORIES_COUNT", "24")
+    findings = Findings("02 neurons", model="random:embedded")
+    findings.add("Größer.", pair(0.6, 0.9), **ASKED)
+    findings.save(tmp_path / "new" / "02_neurons.json")
+    assert read_findings(tmp_path / "new") == [
+        {
+            "file": "02_neurons", "notebook": "02 neurons", "model": "random:embedded",
+            "stories": "the first 24 of the project's stories", **findings.rows[0].record(),
+        }
+    ]  # fmt: skip
+    assert findings.rows[0].record() == {
+        "sentence": "Größer.", "unit": "nats", "least": 0.5, "why": "what a bigram gains", "split": "confirm", "digits": 2,
+        "verdict": "clear", "value": [0.9, 0.8, 1.0], "control": [0.1, 0.05, 0.15], "difference": [0.75, 0.6, 0.9],
+        "control_name": "twin", "beaten": 1, "tried": 1,
     }  # fmt: skip
 
 
-def test_the_table_of_findings_says_the_same_as_html_and_as_text():
-    findings = Findings("a notebook")
-    findings.add("A < B.", 0.6, **FIELDS)
-    cells = ["0.60 nats", "at least 0.50 nats", "twin: 0.10 nats", "holds"]
-    assert repr(findings) == " | ".join(["A < B.", *cells])
-    html = findings._repr_html_()
-    assert "A &lt; B." in html
-    assert [cell for cell in cells if f">{cell}<" not in html] == []
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"notebook": "x", "findings": [{}]}', '{"notebook": "x"}'])
+def test_a_findings_file_that_is_cut_is_named(tmp_path, text):
+    (tmp_path / "02_x.json").write_text(text)
+    with pytest.raises(WorkbookError, match="02_x.json is not a findings file") as error:
+        read_findings(tmp_path)
+    assert "\n" not in str(error.value)

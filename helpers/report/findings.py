@@ -4,10 +4,12 @@ import dataclasses
 import html
 import json
 import math
+import os
 from pathlib import Path
 
 from helpers.core.estimates import Comparison, Estimate, difference
 from helpers.core.files import WorkbookError, results_folder, write_json
+from helpers.report.prose import Table
 
 VERDICTS = {  # verdict: what it means
     "clear": "the whole interval of the difference is above the least that would matter",
@@ -49,26 +51,36 @@ class Finding:
         """How many of the controls it exceeds, where there were several."""
         return f"beats {self.pair.beaten} of {self.pair.tried}" if self.pair.tried > 1 else ""
 
-    def _repr_markdown_(self) -> str:
-        value, control, gap = (
-            part.text(self.digits) for part in (self.pair.value, self.pair.control, self.pair.difference)
-        )
+    @property
+    def measured(self) -> str:
+        """Value, control, difference and what was asked, in one line."""
+        value, control, gap = (_text(part, self.digits) for part in self._sides.values())
         rank = f", {self.rank}" if self.rank else ""
         return (
-            f"**{self.sentence}** *({self.verdict})*\n\n<details><summary>measured</summary>{value} {self.unit} on "
-            f"{self.split}; {self.pair.control_name}: {control}{rank}. Difference {gap}; it matters from "
-            f"{self.least:g} on ({self.why}).</details>"
+            f"{value} {self.unit} on {self.split} text; {self.pair.control_name}: {control}{rank}. "
+            f"Difference {gap}; it matters from {self.least:g} on ({self.why})."
+        )
+
+    @property
+    def _sides(self) -> dict[str, Estimate]:
+        return {name: getattr(self.pair, name) for name in ("value", "control", "difference")}
+
+    def _repr_html_(self) -> str:
+        # the classes keep JupyterLab from reading two dollars as a formula
+        return (
+            f'<div class="finding tex2jax_ignore mathjax_ignore"><p><b>{html.escape(self.sentence)}</b> '
+            f'<i class="verdict {self.verdict}" title="{VERDICTS[self.verdict]}">{self.verdict}</i></p>'
+            f"<details><summary>measured</summary>{html.escape(self.measured)}</details></div>"
         )
 
     def __repr__(self) -> str:
-        value, gap = self.pair.value.text(self.digits), self.pair.difference.text(self.digits, sign=True)
-        return f"{self.verdict}: {self.sentence} {value} {self.unit}; more than {self.pair.control_name} by {gap}"
+        return f"{self.verdict}: {self.sentence} {self.measured}"
 
     def record(self) -> dict:
         """The finding as plain data, numbers rounded as printed; what could not be measured is null."""
-        sides = {name: getattr(self.pair, name) for name in ("value", "control", "difference")}
         numbers = {
-            name: [_rounded(end, self.digits) for end in dataclasses.astuple(e)] for name, e in sides.items()
+            name: [_rounded(end, self.digits) for end in dataclasses.astuple(side)]
+            for name, side in self._sides.items()
         }
         facts = {name: getattr(self, name) for name in ("unit", "least", "why", "split", "digits", "verdict")}
         rank = {"beaten": self.pair.beaten, "tried": self.pair.tried}
@@ -76,7 +88,18 @@ class Finding:
 
 
 def _rounded(value: float, digits: int) -> float | None:
-    return None if math.isnan(value) else round(value, digits)
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def _text(measure: Estimate, digits: int) -> str:
+    return measure.text(digits) if math.isfinite(measure.mean) else "not measured"
+
+
+def made_with() -> dict[str, str]:
+    """The model and the stories of this run, as the settings name them."""
+    model, stories, count = (os.environ.get(f"TINYSTORIES_{name}", "") for name in ("MODEL", "STORIES", "COUNT"))
+    which = stories or "the project's stories"
+    return {"model": model or "embedded", "stories": f"the first {count} of {which}" if count else which}
 
 
 class Findings:
@@ -86,10 +109,10 @@ class Findings:
     findings.add("Neuron 3 is needed before verbs.", ablate(...).against, unit="nats", least=0.05, why="…")
     """
 
-    def __init__(self, notebook: str, model: str = "embedded"):
-        self.notebook, self.model = notebook, model
+    def __init__(self, notebook: str, model: str | None = None):
+        self.notebook = notebook
+        self.about = made_with() | ({"model": model} if model else {})
         self.rows: list[Finding] = []
-        self.answer = ""  # what the front page says of this notebook, if anything
 
     def add(self, sentence: str, pair: Comparison, **fields) -> Finding:
         """Record and return a finding (fields: unit, least, why, split, digits). The same sentence replaces its row."""
@@ -99,25 +122,18 @@ class Findings:
 
     def save(self, path: str | Path) -> Path:
         """Write the findings as JSON, atomically."""
-        head = {"notebook": self.notebook, "model": self.model} | ({"answer": self.answer} if self.answer else {})
-        return write_json(path, head | {"findings": [row.record() for row in self.rows]})
+        rows = [row.record() for row in self.rows]
+        return write_json(path, {"notebook": self.notebook, **self.about, "findings": rows})
 
     def _repr_html_(self) -> str:
-        names = ("finding", "measured", "control", "difference", "verdict")
-        head = "".join(f"<th>{name}</th>" for name in names)
-        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in self._cells(row)) for row in self.rows)
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f'<table class="findings"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        return self._table()._repr_html_()
 
     def __repr__(self) -> str:
-        return "\n".join(" | ".join(self._cells(row)) for row in self.rows)
+        return repr(self._table())
 
-    @staticmethod
-    def _cells(row: Finding) -> tuple[str, ...]:
-        value, control = row.pair.value.text(row.digits), row.pair.control.text(row.digits)
-        against = f"{row.pair.control_name}: {control}" + (f"; {row.rank}" if row.rank else "")
-        gap = f"{row.pair.difference.text(row.digits, sign=True)}, matters from {row.least:g}"
-        return row.sentence, f"{value} {row.unit}", against, gap, row.verdict
+    def _table(self) -> Table:
+        rows = [[row.sentence, row.verdict, row.measured] for row in self.rows]
+        return Table(["finding", "verdict", "measured"], rows, "findings")
 
 
 def against(
@@ -136,14 +152,13 @@ def read_findings(folder: str | Path | None = None) -> list[dict]:
     Raises:
         WorkbookError: a file is cut off or no findings file.
     """
-    folder = Path(folder) if folder else results_folder() / "notebooks" / "findings"
+    folder = Path(folder) if folder else results_folder(made_with()["model"]) / "notebooks" / "findings"
     rows = []
     for path in sorted(folder.glob("*.json")):
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            rows += [
-                {"notebook": data["notebook"], "model": data.get("model", "")} | row for row in data["findings"]
-            ]
+            head = {"file": path.stem, **{name: data[name] for name in ("notebook", "model", "stories")}}
+            rows += [head | {"verdict": row["verdict"]} | row for row in data["findings"]]
         except (ValueError, KeyError, TypeError):
             raise WorkbookError(f"{path} is not a findings file: delete it and run its notebook again.") from None
     return rows

@@ -11,7 +11,6 @@ evidence has the fields of a finding (`Finding.record`) and the notebook that it
 """
 
 import dataclasses
-import html
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from helpers.core.files import WorkbookError, write_json
 from helpers.core.parts import Parts
 from helpers.report.findings import VERDICTS, Finding
+from helpers.report.prose import Table
 
 KINDS = ("neuron", "neurons", "head", "heads", "circuit", "model")
 LENGTH = 120  # characters of a sentence
@@ -142,11 +142,9 @@ class Library:
         return "\n".join(f"{row.id} | {row.kind} | {row.verdict} | {row.sentence}" for row in rows)
 
     def _repr_html_(self) -> str:
-        names = ("what was found", "parts", "reads", "raises", "lowers", "verdict")
-        head = "".join(f"<th>{name}</th>" for name in names)
-        rows = (cells(self.entries[name].record()) for name in sorted(self.entries))
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        return f'<table class="library"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        names = ["what was found", "parts", "reads", "raises", "lowers", "verdict"]
+        rows = [list(cells(self.entries[name].record())) for name in sorted(self.entries)]
+        return Table(names, rows, "library")._repr_html_()
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Entry))

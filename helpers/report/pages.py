@@ -2,21 +2,20 @@
 
 import argparse
 import html
+import json
 import re
 from pathlib import Path
+
 import nbformat
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from pygments.formatters import HtmlFormatter
 from tqdm.auto import tqdm
+
 from helpers.core.files import ROOT, write_text
 from helpers.core.model import EMBEDDED_MODEL
-import json
-import math
-from collections.abc import Iterable
-from IPython.display import Markdown
-
+from helpers.report.prose import listed, percent, table  # noqa: F401 (until all notebooks take them from prose)
 
 PANE = "<p class='pane'><i>Run this cell in JupyterLab (make lab) for a pane to play with.</i></p>"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -197,23 +196,6 @@ def blocks(root: Path) -> dict[str, str]:
     )
     folder = root / "notebooks" / "findings"
     return {"losses": losses_table(record), "findings": findings_table(folder), "answer": answers(folder)}
-
-
-def table(columns: str, rows: Iterable[Iterable[object]]) -> Markdown:
-    """A Markdown table; `columns` holds the headings, parted by bars."""
-    names = [name.strip() for name in columns.split("|")]
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    return Markdown("\n".join([*lines, *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)]))
-
-
-def listed(items: Iterable[str], none: str = "none") -> str:
-    """Items with commas between them, or a word for an empty list."""
-    return ", ".join(items) or none
-
-
-def percent(share: float) -> str:
-    """A share in per cent, or a dash where there was nothing to have a share of."""
-    return "–" if math.isnan(share) else f"{share:.0%}"
 
 
 if __name__ == "__main__":
