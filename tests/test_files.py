@@ -1,12 +1,22 @@
 """Files are written whole or not at all, and results go where they should."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from helpers import WorkbookError
-from helpers.core.files import results_folder, run_main, write_atomic, write_json, write_json_lines, write_text
+from helpers.core.files import (
+    absolute,
+    absolute_settings,
+    results_folder,
+    run_main,
+    write_atomic,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,8 +74,23 @@ def test_only_the_embedded_model_on_the_projects_stories_writes_into_the_project
     others = [results_folder(name) for name in ("random:embedded", "roneneldan/TinyStories-1Layer-21M", "../../x")]
     assert len(set(others)) == 3
     assert all(folder.parent == ROOT / "cache" / "results" for folder in others)
-    monkeypatch.setenv("TINYSTORIES_STORIES", "own.jsonl")
-    assert results_folder("embedded") == ROOT / "cache" / "results" / "embedded"
+
+
+def test_models_and_stories_of_one_name_in_two_folders_have_folders_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.delenv("TINYSTORIES_RESULTS")
+    found = set()
+    for folder in ("a", "b"):
+        (tmp_path / folder / "mine").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / folder)
+        found.add(results_folder("mine"))
+        for stories, count in (("own.jsonl", ""), ("own.jsonl", "24"), (f"{tmp_path}/{folder}/own.jsonl", "")):
+            monkeypatch.setenv("TINYSTORIES_STORIES", stories)
+            monkeypatch.setenv("TINYSTORIES_COUNT", count)
+            found.add(results_folder("embedded"))
+            monkeypatch.delenv("TINYSTORIES_STORIES")
+            monkeypatch.delenv("TINYSTORIES_COUNT")
+    assert len(found) == 6  # a relative path and the absolute one of the same file are one
+    assert all(folder.parent == ROOT / "cache" / "results" for folder in found)
 
 
 def test_the_environment_can_send_all_results_elsewhere(monkeypatch, tmp_path):
@@ -93,3 +118,31 @@ def test_a_commands_user_reads_one_line_and_no_traceback(error, capsys):
 def test_a_commands_own_fault_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_main(lambda: 1 / 0)
+
+
+def test_paths_in_the_settings_mean_what_they_mean_in_the_callers_folder(tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    paths = {
+        "MODEL": ("random:models/mine", f"random:{tmp_path}/models/mine"),
+        "STORIES": ("three.jsonl", f"{tmp_path}/three.jsonl"),
+        "RESULTS": ("out", f"{tmp_path}/out"),
+        "CACHE": ("~/x", f"{tmp_path}/home/x"),
+    }
+    for name, (given, _) in paths.items():
+        monkeypatch.setenv(f"TINYSTORIES_{name}", given)
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    absolute_settings()
+    assert {name: os.environ[f"TINYSTORIES_{name}"] for name in paths} == {
+        n: found for n, (_, found) in paths.items()
+    }
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/elsewhere"]
+
+
+@pytest.mark.parametrize(
+    "name", ["embedded", "random:embedded", "embedded:two-layers", "roneneldan/TinyStories-33M", "random:a/b"]
+)
+def test_names_of_checkpoints_and_data_sets_are_no_paths(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute(name) == name

@@ -5,23 +5,20 @@ All times of a table are taken in one run, so their ratios mean something on any
 
 import argparse
 import threading
-import time
 from collections.abc import Callable
+
 import psutil
 import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
-from helpers.core.scan import walk
-from helpers.core.model import bridge
-from helpers.core.model import load_model
-from helpers.neurons.ablation import one_at_a_time
-from helpers.neurons.ablation import single_effects
-from helpers.neurons.statistics import collect
-from helpers.core.stories import Story
-from helpers.core.stories import load_stories
-from helpers.core.files import seconds
 
+from helpers.core.files import seconds
+from helpers.core.model import bridge, load_model
+from helpers.core.scan import walk
+from helpers.core.stories import Story, load_stories
+from helpers.neurons.ablation import one_at_a_time, single_effects
+from helpers.neurons.statistics import collect
 
 
 @torch.inference_mode()
@@ -115,8 +112,6 @@ def main() -> None:
     model = full_size() if options.full_size else load_model(options.model)
     for name, value in measure(model, load_stories(split="explore")[: options.stories]).items():
         print(f"{name:36} {value:10.2f}")
-
-
 
 
 if __name__ == "__main__":

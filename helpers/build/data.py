@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
 import torch
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
-from helpers.core.files import WorkbookError
-from helpers.core.files import write_json
-from helpers.core.files import write_text
 
+from helpers.core.files import WorkbookError, write_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -117,5 +116,3 @@ def epochs(corpus: Corpus, tokens: int, seed: int, skip: int = 0) -> Iterator[tu
             if step > skip:
                 yield step, batch
         epoch += 1
-
-

