@@ -4,47 +4,47 @@ import json
 import resource
 import sys
 
-import torch
-
 from helpers import load_model, sample
 from helpers.core.estimates import StoryTable
-from helpers.core.logits import layernorm_scale, path_logits, residual_losses
-from helpers.core.paths import inspect_prompt, mean_writes, paths
+from helpers.core.logits import layernorm_scale, path_logits
+from helpers.core.parts import costs, heads, neurons
+from helpers.core.paths import inspect_prompt, mean_writes, paths, route_costs
 from helpers.core.sampling import fingerprint
-from helpers.core.scan import run_streams, walk
+from helpers.core.scan import run_streams, scan, walk
 from helpers.core.stories import Story
-from helpers.studies import tour
 
 STORIES = [
     Story("Once there was a small red boat. It could not swim. A kind duck came and said, “I will help you.”\nThey went home."),
     Story("Ann has a big hat. The wind takes it away! Ann runs and runs. At last she finds her hat in a tree."),
 ]  # fmt: skip
+EMBEDDINGS = {"token": "hook_embed", "position": "hook_pos_embed"}
 
 
 def main(folder: str) -> dict:
     model = load_model(folder)
-    cfg = model.cfg
+    cfg, held = model.cfg, scan(model, STORIES)
     means = mean_writes(model, walk(model, STORIES))
-    table = StoryTable(tour.GROUPINGS)
-    worst, unordered = 0.0, []
-    for batch in walk(model, STORIES):
-        table.add(batch.story, tour.columns(model, batch, means), tour.groups(batch))
+    means["heads"] = sum(means[f"head {h}"] for h in range(cfg.n_heads))
+    edits = {name: {hook: means[name].expand_as} for name, hook in EMBEDDINGS.items()}
+    blind = {name: walk(model, STORIES, edits=edit) for name, edit in edits.items()}
+    parts = [heads([h], held, f"head {h}") for h in range(cfg.n_heads)]
+    parts += [heads(range(cfg.n_heads), held, "attention"), neurons(range(cfg.d_mlp), held, "all neurons")]
+    table, worst = StoryTable(), 0.0
+    for batch, *others in zip(walk(model, STORIES), *blind.values(), strict=True):
+        columns = {"loss": batch.losses, **{part.name: costs(batch, part) for part in parts}}
+        table.add(batch.story, columns | route_costs(batch, means, dict(zip(blind, others, strict=True))))
         tokens = batch.encoded[0].tokens[None]
         streams, logits = run_streams(model, tokens), model(tokens)
         scale = layernorm_scale(model, streams.resid_post)
         total = sum(path_logits(model, write, scale) for write in paths(model, streams).values()) + model.b_U
         worst = max(worst, (total - logits).abs().max().item())
-    average = model.W_pos[: cfg.n_ctx].mean(0)
-    for batch in walk(model, STORIES, edits={"hook_pos_embed": average.expand_as}):
-        unordered.append(residual_losses(model, batch.flat(batch.streams.resid_post), batch.target))
     _, probabilities, votes = inspect_prompt(model, "Ann has a", 4)
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "shape": [cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_mlp, cfg.d_vocab, cfg.n_ctx],
         "columns": {name: table.means(name).item() for name, _ in table.sums if _ == "all"},
-        "interval": [table.estimate("mean MLP", minus="loss").low, table.estimate("mean MLP", minus="loss").high],
+        "interval": [table.estimate("attention").low, table.estimate("attention").high],
         "path error": worst,
-        "unordered": torch.cat(unordered).mean().item(),
         "probabilities": probabilities,
         "votes": list(votes.values()),
         "sampled": len(model.tokenizer(sample(model, tokens=5)[0])["input_ids"]),

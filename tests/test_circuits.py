@@ -1,12 +1,13 @@
-"""The decomposition into paths and the ablations, against honest forward passes of the bridge with hooks."""
+"""The decomposition into paths, and routes and parts cut, against honest forward passes of the bridge with hooks."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from helpers.core.logits import layernorm_scale, path_logits, residual_losses, target_logits
-from helpers.core.paths import ablated_losses, block_attention, head_writes, mean_writes, paths
-from helpers.core.scan import run_streams, walk
+from helpers.core.parts import costs, heads, neurons
+from helpers.core.paths import block_attention, head_writes, mean_writes, paths, route_costs
+from helpers.core.scan import run_streams, scan, walk
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,23 @@ def tokens(batch):
 
 
 @pytest.fixture(scope="module")
+def other(model, stories):
+    return scan(model, stories[4:10])
+
+
+@pytest.fixture(scope="module")
 def means(model, stories):
-    return mean_writes(model, walk(model, stories[4:10]))
+    found = mean_writes(model, walk(model, stories[4:10]))
+    return found | {"heads": sum(found[f"head {h}"] for h in range(8))}
+
+
+@pytest.fixture(scope="module")
+def routes(model, stories, batch, means):
+    """What cutting each route costs, and the batch as heads see it that do not see the tokens, or the positions."""
+    hooks = {"token": "hook_embed", "position": "hook_pos_embed"}
+    edits = {name: {hook: means[name].expand_as} for name, hook in hooks.items()}
+    blind = {name: next(walk(model, stories[:4], edits=edit)) for name, edit in edits.items()}
+    return route_costs(batch, means, blind), blind
 
 
 def honest_losses(model, batch, tokens, hooks=()) -> torch.Tensor:
@@ -76,42 +92,53 @@ def test_mean_writes_are_means_over_scored_positions(model, stories):
         assert far(mean, rows.mean(0)) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["mean", "zero"])
-def test_ablating_the_mlp_is_replacing_its_output(model, batch, tokens, means, kind):
-    write = means["MLP"] if kind == "mean" else torch.zeros(256)
-    found = ablated_losses(model, batch, means if kind == "mean" else None)
+@pytest.mark.parametrize("by", ["mean", "zero"])
+def test_ablating_all_neurons_is_replacing_the_mlps_output(model, batch, tokens, other, by):
+    activations = other.means if by == "mean" else torch.zeros_like(other.means)
+    write = activations @ model.W_out[0] + model.b_out[0]
     hooks = [("blocks.0.hook_mlp_out", lambda value, hook: write.expand_as(value))]
-    assert far(found["MLP"], honest_losses(model, batch, tokens, hooks)) < 1e-4
-    assert far(found["none"], honest_losses(model, batch, tokens)) < 1e-4
-    assert far(found["MLP"], found["none"]) > 0.1
+    found = costs(batch, neurons(range(1024), other), by)
+    assert far(found, honest_losses(model, batch, tokens, hooks) - honest_losses(model, batch, tokens)) < 1e-3
+    assert far(found, torch.zeros_like(found)) > 0.1
 
 
-@pytest.mark.parametrize("head", range(8))
-def test_zero_ablating_a_head_is_silencing_its_z(model, batch, tokens, head):
-    def silence(z, hook):
-        z = z.clone()
-        z[:, :, head] = 0
-        return z
-
-    found = ablated_losses(model, batch, None)
-    honest = honest_losses(model, batch, tokens, [("blocks.0.attn.hook_z", silence)])
-    assert far(found[f"head {head}"], honest) < 1e-4
-    assert far(found[f"head {head}"], found["none"]) > 1e-3
-
-
-@pytest.mark.parametrize("part", ["attention", *(f"head {h}" for h in range(8))])
-def test_mean_ablating_heads_is_replacing_their_writes(model, batch, tokens, means, part):
-    heads = range(8) if part == "attention" else [int(part.split()[1])]
+@pytest.mark.parametrize("ablated", [range(8), *([h] for h in range(8))])
+def test_mean_ablating_heads_is_replacing_their_writes(model, batch, tokens, means, other, ablated):
     clean = head_writes(model, batch.streams.z)
-    change = sum(means[f"head {h}"] - clean[:, :, h] for h in heads)
+    change = sum(means[f"head {h}"] - clean[:, :, h] for h in ablated)
     honest = honest_losses(model, batch, tokens, [("blocks.0.hook_attn_out", lambda out, hook: out + change)])
-    assert far(ablated_losses(model, batch, means)[part], honest) < 1e-4
+    assert far(costs(batch, heads(ablated, other)), honest - batch.losses) < 1e-3
 
 
-def test_zero_ablating_attention_leaves_its_bias(model, batch, tokens):
-    hooks = [("blocks.0.hook_attn_out", lambda out, hook: model.b_O[0].expand_as(out))]
-    found = ablated_losses(model, batch, None)["attention"]
-    assert far(found, honest_losses(model, batch, tokens, hooks)) < 1e-4
+@pytest.mark.parametrize("source", ["token", "position", "heads"])
+def test_a_cut_route_is_a_forward_pass_in_which_its_reader_alone_sees_the_mean(
+    model, batch, tokens, means, routes, source
+):
+    streams, (found, _) = batch.streams, routes
+    write = {"token": streams.token_embedding, "position": streams.position_embedding}
+    change = means[source] - (write | {"heads": head_writes(model, streams.z).sum(-2)})[source]
+    muted = ("blocks.0.hook_attn_out", lambda out, hook: out + change)
+    given_back = ("blocks.0.hook_mlp_out", lambda out, hook: out - change)
+    deaf = ("blocks.0.hook_mlp_out", lambda out, hook: out + change)
+    honest = {"MLP": honest_losses(model, batch, tokens, [muted, given_back])}
+    honest["logits"] = honest_losses(model, batch, tokens, [deaf])
+    for reader, losses in honest.items():
+        assert far(found[f"{source} > {reader}"], losses - batch.losses) < 1e-3
+        assert far(losses, batch.losses) > 1e-3
+
+
+@pytest.mark.parametrize("source", ["token", "position"])
+def test_a_route_to_the_heads_is_cut_by_what_they_find_without_it(model, batch, tokens, routes, source):
+    found, blind = routes
+    z = blind[source].streams.z
+    assert far(z, batch.streams.z) > 0.01
+    honest = honest_losses(model, batch, tokens, [("blocks.0.attn.hook_z", lambda value, hook: z)])
+    assert far(found[f"{source} > heads"], honest - batch.losses) < 1e-3
+
+
+def test_cutting_what_the_mlp_says_is_ablating_all_its_neurons(batch, other, routes):
+    found = costs(batch, neurons(range(1024), other))
+    assert far(routes[0]["MLP > logits"], found) < 1e-3
 
 
 def test_blocked_attention_is_the_rest_renormalised(batch):

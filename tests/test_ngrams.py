@@ -7,10 +7,9 @@ import torch
 
 from helpers.build.data import encode_corpus
 from helpers.build.ngrams import NGrams, store_ngram_losses
-from helpers.core.baselines import ORDERS, ngram_losses
+from helpers.core.baselines import ORDERS, ngram_columns, ngram_losses
 from helpers.core.scan import walk
 from helpers.core.stories import Story, encode_story
-from helpers.studies.tour import baseline_columns
 
 END, A, B, C = range(4)
 TOY = [[END, A, B, A, B, END], [END, A, C, END], [END, B, A, END]]
@@ -131,7 +130,7 @@ def test_stored_losses_come_back_and_are_spread_to_other_tokens(counted, stories
 
 def test_a_batch_has_the_baselines_of_all_its_stories_or_none(model, stories):
     batch = next(walk(model, stories[:2]))
-    found = baseline_columns(batch)
+    found = ngram_columns(batch)
     assert list(found) == list(ORDERS)
     assert all(len(losses) == len(batch.target) for losses in found.values())
-    assert baseline_columns(next(walk(model, [stories[0], Story("A story of the reader.")]))) == {}
+    assert ngram_columns(next(walk(model, [stories[0], Story("A story of the reader.")]))) == {}

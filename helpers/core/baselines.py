@@ -1,4 +1,7 @@
-"""."""
+"""What tables know of the next token: losses of n-grams, stored with the stories, and of a trigram that remembers.
+
+The n-grams were counted on the embedded model's own training text (`helpers.build.ngrams`): interpolated Kneser-Ney.
+"""
 
 import functools
 import hashlib
@@ -10,10 +13,11 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from helpers.core.stories import STORIES, EncodedStory, respread
+from helpers.core.files import WorkbookError
+from helpers.core.scan import Scan
+from helpers.core.stories import STORIES, EncodedStory, Story, check_tagged, respread
 
 ORDERS = ("unigram", "bigram", "trigram")
-
 NGRAM_LOSSES = STORIES.with_name("ngram_losses.safetensors")
 
 
@@ -49,3 +53,46 @@ def ngram_losses(encoded: EncodedStory, path: Path = NGRAM_LOSSES) -> Float[Tens
 def has_ngram_losses(text: str, path: Path = NGRAM_LOSSES) -> bool:
     """Whether a text's n-gram losses are stored."""
     return _key(text) in _stored(path)
+
+
+def check_stories(stories: list[Story]) -> list[Story]:
+    """The stories, if a model can be compared with tables on them.
+
+    Raises:
+        WorkbookError: there are none, some are untagged, or some have no stored n-gram losses.
+    """
+    if not stories:
+        raise WorkbookError("No story is left in this half: give more stories, or unset TINYSTORIES_STORIES.")
+    for story in stories:
+        check_tagged(story)
+    if not all(has_ngram_losses(story.text) for story in stories):
+        raise WorkbookError(
+            "The stories have no stored n-gram losses, which this notebook compares with: unset TINYSTORIES_STORIES, "
+            "or count the n-grams and store the losses of your stories with helpers.build.ngrams."
+        )
+    return stories
+
+
+def ngram_columns(scan: Scan) -> dict[str, Float[Tensor, " n"]]:
+    """The loss of each next token under each of ORDERS, nats; empty where a story has none stored."""
+    stored = [ngram_losses(encoded) for encoded in scan.encoded]
+    if any(losses is None for losses in stored):
+        return {}
+    return dict(zip(ORDERS, torch.cat(stored, dim=1), strict=True))
+
+
+def recalled(scan: Scan) -> Float[Tensor, " n"]:
+    """What a bare memory of the story gives each next token: its share of all tokens so far, `<|endoftext|>` included."""
+    shares = []
+    for tokens in (encoded.tokens for encoded in scan.encoded):
+        before = (tokens[1:, None] == tokens[None, :-1]).tril()
+        shares.append(before.sum(1) / torch.arange(1, len(tokens)))
+    return torch.cat(shares)
+
+
+def with_memory(trigram: Float[Tensor, " n"], recalled: Float[Tensor, " n"], share: float) -> Float[Tensor, " n"]:
+    """Loss of a trigram that gives a share of its probability to the words that the story has had, nats.
+
+    Source: the cache model of Kuhn & De Mori (1990).
+    """
+    return -((1 - share) * (-trigram).exp() + share * recalled).log()

@@ -1,4 +1,4 @@
-"""A one-layer model as a sum of paths: losses, direct logit attribution, ablations.
+"""A one-layer model as a sum of paths: what each writes, and what is lost when a route between two parts is cut.
 
 Source: the path decomposition of A Mathematical Framework for Transformer Circuits (Elhage et al., 2021). The
 models are in compatibility mode: LayerNorms carry no weights, and W_U is centred, so that a logit is measured
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.files import WorkbookError
+from helpers.core.logits import layernorm_scale, path_logits, residual_losses
 from helpers.core.scan import Scan, Streams, run_streams, walk
 from helpers.core.stories import Story
 
@@ -61,25 +62,33 @@ def mean_writes(model: TransformerBridge, batches) -> dict[str, Float[Tensor, " 
     return {name: (total / count).float() for name, total in sums.items()}
 
 
-def ablated_losses(
-    model: TransformerBridge, batch: Scan, means: dict[str, Float[Tensor, " d_model"]] | None
+@torch.inference_mode()
+def route_costs(
+    batch: Scan, means: dict[str, Float[Tensor, " d_model"]], blind: dict[str, Scan]
 ) -> dict[str, Float[Tensor, " n"]]:
-    """Loss at every scored position with one part ablated: all of attention, the MLP, each head, position, token.
+    """What each position's loss gains when one route is cut, nats: "token > MLP", "heads > logits" and so on.
 
-    The part's write is replaced by its mean (`means`, of another split) or, with None, by zero; the MLP then reads
-    what is left, so an effect is a total one. `attention` is all heads together, their bias left in place.
+    A cut route carries its mean in place of what it carries; every other route is left as it is, and what comes
+    after a cut reads what is left.
+
+    Args:
+        batch: a batch of a walk.
+        means: mean writes of the token embedding ("token"), the position embedding ("position"), all heads together
+            ("heads") and the "MLP", of another split.
+        blind: the same batch of walks whose heads see the mean in place of every token or every position.
     """
-    streams, flat = batch.streams, batch.flat
-    writes = {name: flat(write) for name, write in paths(model, streams).items()}
-    change = {name: (means[name] if means else 0) - write for name, write in writes.items()}
-    heads = [f"head {h}" for h in range(model.cfg.n_heads)]
-    resid_mid, mlp_out = flat(streams.resid_mid), writes["MLP"]
-    losses = {"none": residual_losses(model, resid_mid + mlp_out, batch.target)}
-    losses["MLP"] = residual_losses(model, resid_mid + mlp_out + change["MLP"], batch.target)
-    for name, removed in {"attention": heads, **{head: [head] for head in heads}}.items():
-        mid = resid_mid + sum(change[head] for head in removed)
-        losses[name] = residual_losses(model, mid + mlp_write(model, mid), batch.target)
-    return losses
+    model, mid, flat = batch.model, batch.resid_mid, batch.flat
+    writes = {"token": flat(batch.streams.token_embedding), "position": flat(batch.streams.position_embedding)}
+    writes["heads"] = head_writes(model, batch.z).sum(1)
+    cut = {"MLP > logits": mid + means["MLP"]}
+    for name, other in blind.items():
+        heard = mid - writes["heads"] + head_writes(model, other.z).sum(1)
+        cut[f"{name} > heads"] = heard + mlp_write(model, heard)
+    for name, write in writes.items():
+        change = means[name] - write
+        cut[f"{name} > MLP"] = mid + mlp_write(model, mid + change)
+        cut[f"{name} > logits"] = batch.resid_post + change
+    return {name: residual_losses(model, post, batch.target) - batch.losses for name, post in cut.items()}
 
 
 POSITION_EDGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -130,13 +139,13 @@ def token_surprise(model: TransformerBridge, text: str) -> tuple[list[str], Floa
     """The tokens of a text, as they stand in it, and the loss in nats at each."""
     batch = next(walk(model, [Story(text)]))
     pieces = [text[a:b] for a, b in batch.encoded[0].spans[1:].tolist()]
-    return pieces, residual_losses(model, batch.flat(batch.streams.resid_post), batch.target)
+    return pieces, batch.losses
 
 
 def text_loss(model: TransformerBridge, texts: list[str]) -> float:
     """Mean loss in nats a token of some texts."""
     total, count = 0.0, 0
     for batch in walk(model, (Story(text) for text in texts if text.strip())):
-        total += residual_losses(model, batch.flat(batch.streams.resid_post), batch.target).sum().item()
+        total += batch.losses.sum().item()
         count += len(batch.target)
     return total / max(1, count)

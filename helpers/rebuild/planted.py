@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.core.baselines import ngram_columns
 from helpers.core.contexts import CONTENT, GROUPS, SYNTAX, Contexts, contexts, readings, vocabulary_of_families
 from helpers.core.estimates import StoryTable
 from helpers.core.files import ROOT, release
@@ -39,7 +40,6 @@ from helpers.rebuild.scratch import MEMORY_HEADS, RULES, WORDS_BACK, Written, cl
 from helpers.studies import rule_kinds
 from helpers.studies import rule_kinds as rule_effects
 from helpers.studies.rule_kinds import Effects, Sides, contrast, seen_in_story, threshold
-from helpers.studies.tour import baseline_columns
 from helpers.studies.variance import Coding, Moments, shapley_shares
 
 LEAST = 8  # positions at which a neuron's rule has to apply, or nobody could tell from the text what it is
@@ -520,7 +520,7 @@ def rung(model: TransformerBridge, stories: Iterable[Story]) -> dict[str, Tensor
     for batch in walk(model, stories, positions=4096):
         loss = residual_losses(model, batch.flat(batch.streams.resid_post), batch.target)
         columns = {"story": batch.story, "target": batch.target, "loss": loss}
-        parts.append(columns | baseline_columns(batch))
+        parts.append(columns | ngram_columns(batch))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
