@@ -1,11 +1,13 @@
 """CircuitsVis widgets that stay small and work without a network, and panes driven by ipywidgets.
 
 CircuitsVis's own display inlines its whole script (1.3 MB) in every widget without a network and needs a CDN with
-one. Here a notebook loads the packaged script once (`script`), and every widget is a few kilobytes that call it.
+one. Here a widget is a few kilobytes that wait for the script: `make lab` serves it from the installed package, the
+pages load it from one file beside them.
 """
 
 import hashlib
 import html
+import inspect
 import json
 from collections.abc import Callable
 from importlib.resources import files
@@ -18,6 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 MARK = "circuitsvis-script"  # the id of the one script element, by which pages find it
+BUNDLE = files("circuitsvis") / "dist" / "cdn" / "iife.js"  # JupyterLab serves its folder as lab/extensions/cdn
+LOADER = """if (!window.CircuitsVis && !window.circuitsvisAsked) {
+  var lab = document.getElementById("jupyter-config-data"), script = document.createElement("script");
+  if (lab) { window.circuitsvisAsked = true;
+    script.src = JSON.parse(lab.textContent).baseUrl + "lab/extensions/cdn/iife.js"; document.head.append(script); } }"""
+BLANK = (
+    "Your text ends with a blank. Words bring their own (“␣her”), so the model now sees one more: leave it out."
+)
+BUSY = "<style>.workbook-pane button:disabled::after { content: ' (working …)'; }</style>"
 
 
 class Widget:
@@ -34,21 +45,16 @@ class Widget:
 
 
 def show(table: pd.DataFrame, digits: int = 3) -> Widget:
-    """A table for a notebook: HTML to read, and plain text that a rerun can be compared with."""
-    rounded = table.round(digits)
-    return Widget(
-        rounded.to_html(border=0, float_format=f"%.{digits}f"), rounded.to_string(float_format=f"%.{digits}f")
-    )
+    """A table for a notebook: HTML to read, and plain text that a rerun can be compared with. An empty one says so."""
+    if table.empty:
+        return Widget("<p>Nothing fits.</p>", "Nothing fits.")
+    rounded, form = table.round(digits), f"%.{digits}f"
+    return Widget(rounded.to_html(border=0, float_format=form), rounded.to_string(float_format=form))
 
 
 def script() -> Widget:
-    """The packaged CircuitsVis script, to be shown once a notebook, before its first widget."""
-    code = (
-        (files("circuitsvis") / "dist" / "cdn" / "iife.js")
-        .read_text(encoding="utf-8")
-        .replace("</script>", "<\\/script>")
-    )
-    source = f'<script id="{MARK}">\n{code}\nwindow.CircuitsVis = CircuitsVis;\n</script>'
+    """The one tag that has CircuitsVis loaded; once a notebook, before its first widget."""
+    source = f'<script id="{MARK}">{LOADER}</script>'
     return Widget(source, "CircuitsVis, loaded once for all widgets of this page")
 
 
@@ -60,17 +66,23 @@ def _rounded(value: object, digits: int) -> object:
     return [_rounded(item, digits) for item in value] if isinstance(value, list | tuple) else value
 
 
-def circuitsvis(element: str, digits: int = 3, **properties) -> Widget:
+def plain(tokens: list[str]) -> list[str]:
+    """Tokens as CircuitsVis shows them as text, which takes them for HTML and breaks lines at line breaks."""
+    joiner = "\u2060"  # of no width: what it follows cannot open a tag or an entity
+    return [token.replace("<", "<" + joiner).replace("&", "&" + joiner).replace("\n", "⏎") for token in tokens]
+
+
+def circuitsvis(element: str, tokens: list[str], digits: int = 3, **properties) -> Widget:
     """A CircuitsVis element; tensors become nested lists rounded to `digits`. Its id is a hash of its content."""
-    rounded = {key: _rounded(value, digits) for key, value in properties.items()}
+    rounded = {"tokens": plain(tokens)} | {key: _rounded(value, digits) for key, value in properties.items()}
     data = json.dumps(rounded, ensure_ascii=True).replace("<", "\\u003c")  # no token can end or open a script
     name = "cv-" + hashlib.sha256((element + data).encode()).hexdigest()[:12]
-    wait = "An interactive twin of the figure above draws here once the notebook is trusted (make lab trusts it)."
+    wait = "An interactive twin of the figure above draws here in JupyterLab (make lab) and in the pages (make report)."
     source = (
         f'<div id="{name}" class="circuitsvis-widget" style="margin:12px 0"><small>{wait}</small></div>'
-        f"<script>(function draw(tries) {{ if (!window.CircuitsVis) {{ if (tries) setTimeout(draw, 100, tries - 1); return; }}"
-        f'var place = document.getElementById("{name}"); if (!place) return; place.innerHTML = "";'
-        f'window.CircuitsVis.render("{name}", window.CircuitsVis.{element}, {data}); }})(100);</script>'
+        f"<script>{LOADER}\n(function draw(tries) {{ var place = document.getElementById('{name}');"
+        "if (!place || !window.CircuitsVis) { if (tries) setTimeout(draw, 100, tries - 1); return; }"
+        f'place.innerHTML = ""; window.CircuitsVis.render("{name}", window.CircuitsVis.{element}, {data}); }})(300);</script>'
     )
     return Widget(source, f"CircuitsVis {element}: an interactive twin of the figure above")
 
@@ -78,46 +90,92 @@ def circuitsvis(element: str, digits: int = 3, **properties) -> Widget:
 def coloured_tokens(tokens: list[str], values: Float[Tensor, " pos"]) -> Widget:
     """Tokens coloured by one value each, negative and positive on one scale; the value shows under the pointer."""
     limit = float(values.abs().max())
-    return circuitsvis("ColoredTokens", tokens=tokens, values=values, minValue=-limit, maxValue=limit)
+    room = {"paddingBottom": 45}  # for what the pointer shows under the last line
+    return circuitsvis("ColoredTokens", tokens, values=values, minValue=-limit, maxValue=limit, **room)
 
 
 def coloured_tokens_multi(tokens: list[str], values: Float[Tensor, "pos label"], labels: list[str]) -> Widget:
-    """Tokens coloured by one of several values each, chosen from a list."""
-    return circuitsvis("ColoredTokensMulti", tokens=tokens, values=values, labels=labels)
+    """Tokens coloured by several values each, a line a label, all on one scale; one line is open at a time.
+
+    Drawn without a script: CircuitsVis's own leaves 20 empty pixels a label and asks for bounds.
+    """
+    limit, lines = max(float(values.abs().max()), 1e-9), []
+    name = "cm-" + hashlib.sha256(repr((tokens, labels, _rounded(values, 3))).encode()).hexdigest()[:12]
+    for i, (label, column) in enumerate(zip(labels, values.T.tolist(), strict=True)):
+        spans = (
+            f'<span title="{value:.3f}" style="background:rgba({"179,54,90" if value < 0 else "27,108,168"},'
+            f'{abs(value) / limit:.2f})">{html.escape(token).replace(chr(10), "⏎")}</span>'
+            for token, value in zip(tokens, column, strict=True)
+        )
+        text = f'<div style="white-space:pre-wrap;line-height:1.6">{"".join(spans)}</div>'
+        summary = f"<summary>{html.escape(label)}</summary>"
+        lines.append(f'<details name="{name}"{"" if i else " open"}>{summary}{text}</details>')
+    return Widget("".join(lines), f"The same tokens coloured by each of: {', '.join(labels)}")
 
 
 def attention_heads(
     tokens: list[str], patterns: Float[Tensor, "head query key"], names: list[str] | None = None
 ) -> Widget:
-    """Attention patterns, one map a head, with the tokens under the pointer; `names` are of the maps."""
+    """Attention patterns, a small map a head over the text; the pointer on a map or a token shows where it looks."""
     names = names or [f"head {h}" for h in range(len(patterns))]
-    return circuitsvis(
-        "AttentionHeads", tokens=tokens, attention=torch.as_tensor(patterns), attentionHeadNames=names
-    )
+    return circuitsvis("AttentionPatterns", tokens, attention=torch.as_tensor(patterns), headLabels=names)
+
+
+class Pane(ipywidgets.VBox):
+    """Controls over a button over what it shows; without its kernel the figure shown before it stays."""
+
+    def __repr__(self) -> str:
+        return "A pane to play with: run this cell."
 
 
 def pane(
     show: Callable[..., object], examples: dict[str, list[str]] | None = None, **controls: ipywidgets.Widget
-) -> ipywidgets.Widget:
-    """Controls and a button that shows `show(**values)` (one thing or a tuple) below; an error appears there as one line.
+) -> Pane:
+    """Show `show(**values)` (one thing or a tuple) for the controls' first values, then controls and a button for others.
 
-    `examples` names, for some controls, values to pick from; picking one fills it in.
+    Pressing the button, Enter in a box and choosing an example run it; an error appears as one line. `examples` names,
+    for some controls, values to pick from. If `show` takes a `seed`, every press with the same values gets another.
+
+        pane(lambda opening, seed: sample(model, opening, seed=seed)[0], opening=Text("Tom had"))
     """
+    area, presses = ipywidgets.Output(), []
+    button = ipywidgets.ToggleButton(description="Show", button_style="primary")
+    ipywidgets.jsdlink((button, "value"), (button, "disabled"))  # off at once, even while the kernel is busy
+
+    def results() -> tuple:
+        values = {name: control.value for name, control in controls.items()}
+        presses.append(values)
+        again = {"seed": presses.count(values) - 1} if "seed" in inspect.signature(show).parameters else {}
+        try:
+            shown = show(**values, **again)
+        except ValueError as error:
+            return (Widget(f"<b>{html.escape(str(error))}</b>", str(error)),)
+        blank = any(str(values.get(name, ""))[-1:].isspace() for name in ("prompt", "opening", "text"))
+        note = (Widget(f"<small>{BLANK}</small>", BLANK),) if blank else ()
+        return note + (shown if isinstance(shown, tuple) else (shown,))
+
+    def run(change: dict) -> None:
+        if change["new"]:
+            area.clear_output(wait=True)
+            with area:
+                display(*results())
+            button.value = False
+
+    def press(*_) -> None:
+        button.value = True
+
+    button.observe(run, "value")
     pickers = []
-    for name, values in (examples or {}).items():
-        picker = ipywidgets.Dropdown(options=values, description="examples")
-        picker.observe(lambda change, control=controls[name]: setattr(control, "value", change["new"]), "value")
-        pickers.append(picker)
-    area, button = ipywidgets.Output(), ipywidgets.Button(description="Show", button_style="primary")
-
-    def update(_=None) -> None:
-        area.clear_output(wait=True)
-        with area:
-            try:
-                shown = show(**{name: control.value for name, control in controls.items()})
-                display(*shown) if isinstance(shown, tuple) else display(shown)
-            except ValueError as error:
-                display(ipywidgets.HTML(f"<b>{html.escape(str(error))}</b>"))
-
-    button.on_click(update)
-    return ipywidgets.VBox([*pickers, *controls.values(), button, area])
+    for name, control in controls.items():
+        control.description, control.style.description_width = control.description or name, "initial"
+        options = (examples or {}).get(name, [])
+        if isinstance(control, ipywidgets.Text):
+            longest = max(map(len, [control.value, *options]))
+            control.layout.width = f"min(95%, {max(40, longest + 20)}ch)"
+            control.on_msg(lambda _, content, __: press() if content.get("event") == "submit" else None)
+        if options:
+            picker = ipywidgets.Dropdown(options=options, description="examples", layout={"width": "max-content"})
+            picker.observe(lambda change, box=control: (setattr(box, "value", change["new"]), press()), "value")
+            pickers.append(picker)
+    display(*results())
+    return Pane([ipywidgets.HTML(BUSY), *pickers, *controls.values(), button, area]).add_class("workbook-pane")
