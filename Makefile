@@ -24,7 +24,7 @@ report: $(READY)
 
 # Reading and trying: JupyterLab on a copy, in cache/lab, of the notebooks and of what they write.
 lab: $(READY)
-	@$(BIN)/python notebooks/lab.py
+	@$(BIN)/python notebooks/lab.py $(ARGS)
 
 # Between two edits: lint, and the tests that take no minutes.
 check: lint
@@ -49,7 +49,7 @@ new: $(READY)
 
 # JupyterLab on the notebooks themselves.
 edit: $(READY)
-	@$(BIN)/python notebooks/lab.py --edit
+	@$(BIN)/python notebooks/lab.py --edit $(ARGS)
 
 # Execute the notebooks and store their outputs in place.
 notebooks: $(READY)

@@ -112,17 +112,25 @@ def results_folder(model_name: str = "embedded") -> Path:
     """Where a notebook's figures and findings go: the project itself for the embedded model on the project's stories.
 
     Any other model or corpus writes into `cache/results/`, and the environment variable TINYSTORIES_RESULTS names
-    another folder for all of them (the tests use it, so that they leave the project as it is).
+    another folder for all of them (the tests use it, so that they leave the project as it is). `make lab` works on a
+    copy of the project's results, which TINYSTORIES_LAB names.
+
+    Raises:
+        WorkbookError: the running notebook stands in another checkout than these helpers.
     """
-    root = ROOT
+    beside = Path.cwd().parent
+    if (beside / "helpers" / "core").is_dir() and not beside.samefile(ROOT):
+        raise WorkbookError(
+            f"This notebook stands in {beside} and would use the helpers of {ROOT}: open it with make lab."
+        )
     if os.environ.get("TINYSTORIES_RESULTS"):
         return Path(os.environ["TINYSTORIES_RESULTS"]).expanduser()
     stories, count = (os.environ.get(f"TINYSTORIES_{name}", "").strip() for name in ("STORIES", "COUNT"))
     if model_name == "embedded" and not stories and not count:
-        return root
+        return Path(os.environ.get("TINYSTORIES_LAB") or ROOT)
     whose = " ".join([absolute(model_name), stories and absolute(stories), count])
     readable = re.sub(r"[^\w.-]+", "_", whose).strip("_")[-60:]
-    return root / "cache" / "results" / f"{readable}-{hashlib.sha256(whose.encode()).hexdigest()[:8]}"
+    return ROOT / "cache" / "results" / f"{readable}-{hashlib.sha256(whose.encode()).hexdigest()[:8]}"
 
 
 def release() -> None:

@@ -16,9 +16,8 @@ from tqdm.auto import tqdm
 from helpers.core.files import ROOT, write_text
 from helpers.core.model import EMBEDDED_MODEL
 from helpers.report.prose import listed, percent, table  # noqa: F401 (until all notebooks take them from prose)
+from helpers.report.tidy import tidy
 
-PANE = "<p class='pane'><i>Run this cell in JupyterLab (make lab) for a pane to play with.</i></p>"
-WIDGET = "application/vnd.jupyter.widget-view+json"
 CSS = Path(__file__).with_suffix(".css")
 
 
@@ -41,29 +40,6 @@ def execute(path: Path, timeout: int = 1800) -> nbformat.NotebookNode:
         client.on_cell_executed = lambda **_: bar.update()
         client.execute()
     return tidy(notebook)
-
-
-def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop what a stored notebook should not hold: widgets and their state, timings, progress bars, the kernel's version."""
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
-            for output in cell.outputs:
-                if output.get("data", {}).pop(WIDGET, None):  # without its state it would show as an error
-                    output.data["text/html"] = PANE
-    return notebook
-
-
-def _is_progress(output: nbformat.NotebookNode) -> bool:
-    """Progress bars of tqdm, as text on standard error or as a widget."""
-    return output.get("name") == "stderr" or "%|" in str(output.get("data", {}).get("text/plain", ""))
 
 
 def page(notebook: nbformat.NotebookNode, title: str, links: list[tuple[str, str]]) -> str:
