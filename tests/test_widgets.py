@@ -2,15 +2,18 @@
 
 import json
 import re
+from pathlib import Path
 
 import ipywidgets
+import pandas as pd
 import pytest
 import torch
 from browser import open_page
+from bs4 import BeautifulSoup
 
 from helpers import WorkbookError
 from helpers.figures import widgets
-from helpers.report import pages as report
+from helpers.report.tidy import PANE, tidy
 
 TOKENS = [f" word{i}" for i in range(30)]
 
@@ -22,7 +25,7 @@ def patterns() -> torch.Tensor:
 
 def properties(widget: widgets.Widget) -> dict:
     """The data that a widget's script hands to CircuitsVis."""
-    return json.loads(re.search(r"window\.CircuitsVis\.\w+, (\{.*\})\); }\)", widget._repr_html_()).group(1))
+    return json.loads(re.search(r"window\.CircuitsVis\.\w+, (\{.*\})\); }\);", widget._repr_html_()).group(1))
 
 
 def test_a_widget_of_8_heads_and_30_tokens_is_small():
@@ -37,13 +40,27 @@ def test_widgets_are_stable_and_named_by_their_content():
 
 
 def test_values_are_rounded_and_tokens_kept():
-    found = properties(widgets.coloured_tokens([" ä", "</b>"], torch.tensor([0.12345, 2.0])))
-    assert found == {"tokens": [" ä", "</b>"], "values": [0.123, 2.0], "minValue": -2.0, "maxValue": 2.0}
-    several = properties(widgets.coloured_tokens_multi(["a", "b"], torch.eye(2), ["x", "y"]))
-    assert several == {"tokens": ["a", "b"], "values": [[1.0, 0.0], [0.0, 1.0]], "labels": ["x", "y"]}
+    found = properties(widgets.coloured_tokens([" ä", "b"], torch.tensor([0.12345, 2.0])))
+    assert found | {"paddingBottom": 0} == {
+        "tokens": [" ä", "b"], "values": [0.123, 2.0], "minValue": -2.0, "maxValue": 2.0, "paddingBottom": 0,
+    }  # fmt: skip
     heads = properties(widgets.attention_heads(["a", "b"], torch.ones(3, 2, 2)))
-    assert heads["attentionHeadNames"] == ["head 0", "head 1", "head 2"]
+    assert heads["headLabels"] == ["head 0", "head 1", "head 2"]
     assert heads["attention"] == [[[1.0, 1.0]] * 2] * 3
+
+
+def test_several_values_a_token_are_lines_on_one_scale_without_a_script():
+    source = widgets.coloured_tokens_multi(
+        ["a ", "<b>\n"], torch.tensor([[1.0, -2.0], [0.0, 0.5]]), ["x", "<y>"]
+    )._repr_html_()
+    page = BeautifulSoup(source, "html.parser")
+    assert [line.summary.text for line in page.select("details")] == ["x", "<y>"]
+    assert [line.has_attr("open") for line in page.select("details")] == [True, False]
+    assert [span["title"] for span in page.select("span")] == ["1.000", "0.000", "-2.000", "0.500"]
+    assert [span.text for span in page.select("details")[0].select("span")] == ["a\u00a0", "<b>⏎"]
+    shades = [span["style"].rsplit(",")[-1] for span in page.select("span")]
+    assert shades == ["0.50)", "0.00)", "1.00)", "0.25)"]
+    assert "<script" not in source
 
 
 @pytest.mark.parametrize("token", ["</script>", "</SCRIPT >", "<!--<script>", "\u2028", "'\"\\"])
@@ -51,25 +68,45 @@ def test_no_token_breaks_out_of_the_script(token):
     source = widgets.coloured_tokens([token, "b"], torch.zeros(2))._repr_html_()
     assert source.lower().count("</script") == 1
     assert source.isascii()
-    assert properties(widgets.coloured_tokens([token, "b"], torch.zeros(2)))["tokens"] == [token, "b"]
+    found = properties(widgets.coloured_tokens([token, "b"], torch.zeros(2)))["tokens"]
+    assert [part.replace("\u2060", "") for part in found] == [token, "b"]
 
 
-def test_widgets_with_hostile_tokens_draw(tmp_path):
-    hostile = ["</script><p id='out'>", "<!--<script>", "\u2028", "</div>", "a"]
-    shown = [widgets.coloured_tokens(hostile[i:], torch.arange(5.0 - i)) for i in range(4)]
-    body = "".join(widget._repr_html_() for widget in (widgets.script(), *shown))
-    (tmp_path / "page.html").write_text(report.frame(body, "x", []), encoding="utf-8")
+def page_with(*shown: widgets.Widget) -> str:
+    """A page that loads the packaged script, as the report's pages do."""
+    script = f'<script src="{Path(str(widgets.BUNDLE)).as_uri()}"></script>'
+    return f"<!DOCTYPE html><meta charset=utf-8><body>{script}{''.join(widget._repr_html_() for widget in shown)}</body>"
+
+
+def test_hostile_tokens_are_drawn_as_the_text_that_they_are(tmp_path):
+    hostile = ["</script><p id='out'>", "<!--<script>", "\u2028", "<b>bold</b>", "&amp;", "a\nb"]
+    shown = [widgets.coloured_tokens(hostile[i:], torch.arange(6.0 - i)) for i in range(4)]
+    shown.append(widgets.attention_heads(hostile, torch.ones(2, 6, 6)))
+    (tmp_path / "page.html").write_text(page_with(widgets.script(), *shown, shown[0]), encoding="utf-8")
     opened = open_page(tmp_path / "page.html")
-    assert len(opened.widgets) == 4
+    assert len(opened.widgets) == 6
     assert opened.undrawn == opened.console == []
+    text = opened.text.replace("\u2060", "")
+    assert all(text.count(token) >= 5 for token in ("<b>bold</b>", "&amp;", "a⏎b"))
 
 
-def test_the_script_is_whole_and_says_what_it_is_in_words():
+def test_the_script_is_one_small_tag_that_a_page_can_find():
     source = widgets.script()._repr_html_()
-    assert source.count("</script>") == 1 and source.endswith("</script>")
-    assert len(source) > 500_000
+    assert source.startswith(f'<script id="{widgets.MARK}">') and source.count("</script>") == 1
+    assert len(source) < 1000
     assert repr(widgets.script()) == "CircuitsVis, loaded once for all widgets of this page"
     assert "ColoredTokens" in repr(widgets.coloured_tokens(["a"], torch.zeros(1)))
+
+
+def test_the_packaged_bundle_is_where_jupyterlab_serves_it_from():
+    assert widgets.BUNDLE.read_text(encoding="utf-8").startswith('"use strict";var CircuitsVis=')
+    assert "lab/extensions/cdn/iife.js" in widgets.LOADER and widgets.BUNDLE.parent.name == "cdn"
+
+
+def test_an_empty_table_says_so():
+    table = pd.DataFrame({"loss": [0.12345]}, index=["a"])
+    assert "0.123" in repr(widgets.show(table)) and "<table" in widgets.show(table)._repr_html_()
+    assert repr(widgets.show(table[table.loss > 1])) == "Nothing fits."
 
 
 @pytest.fixture
@@ -80,37 +117,85 @@ def shown(monkeypatch) -> list:
     return found
 
 
-def button_of(pane: ipywidgets.VBox) -> ipywidgets.Button:
-    return next(child for child in pane.children if isinstance(child, ipywidgets.Button))
+def button_of(pane: ipywidgets.VBox) -> ipywidgets.ToggleButton:
+    return next(child for child in pane.children if isinstance(child, ipywidgets.ToggleButton))
 
 
-def test_a_pane_shows_what_its_function_returns_for_the_values_at_that_moment(shown):
+def press(pane: ipywidgets.VBox) -> None:
+    button_of(pane).value = True
+
+
+def test_a_pane_shows_an_example_and_then_what_its_controls_say_at_that_moment(shown):
     box = ipywidgets.Text("one")
     pane = widgets.pane(lambda word, times: word * times, word=box, times=ipywidgets.IntText(2))
-    assert shown == []
-    button_of(pane).click()
+    assert shown == ["oneone"]
     box.value = "two"
-    button_of(pane).click()
+    press(pane)
     assert shown == ["oneone", "twotwo"]
+    assert button_of(pane).value is False  # ready for the next press
 
 
-def test_a_pane_shows_all_of_a_tuple(shown):
-    button_of(widgets.pane(lambda: ("a", "b"))).click()
+def test_a_pane_says_that_it_works_until_it_is_done(shown):
+    seen = []
+    pane = widgets.pane(lambda: seen.append(button_of(pane).value) if shown else shown.append("first"))
+    press(pane)
+    assert seen == [True]
+    assert "working" in widgets.BUSY and "mod-active" in widgets.BUSY
+
+
+def test_enter_in_a_box_is_a_press(shown):
+    box = ipywidgets.Text("a")
+    widgets.pane(lambda word: word, word=box)
+    box.value = "b"
+    box._handle_custom_msg({"event": "submit"}, [])
     assert shown == ["a", "b"]
+
+
+def test_another_press_with_the_same_values_gets_another_seed(shown):
+    box = ipywidgets.Text("a")
+    pane = widgets.pane(lambda opening, seed: (opening, seed), opening=box)
+    press(pane)
+    box.value = "b"
+    press(pane)
+    press(pane)
+    assert shown == ["a", 0, "a", 1, "b", 0, "b", 1]
 
 
 def test_a_pane_shows_an_error_of_the_workbook_as_one_escaped_line(shown):
     def refuse():
         raise WorkbookError("The <prompt> is empty.")
 
-    button_of(widgets.pane(refuse)).click()
-    (line,) = shown
-    assert isinstance(line, ipywidgets.HTML)
-    assert line.value == "<b>The &lt;prompt&gt; is empty.</b>"
+    press(widgets.pane(refuse))
+    assert [line._repr_html_() for line in shown] == ["<b>The &lt;prompt&gt; is empty.</b>"] * 2
 
 
-def test_picking_an_example_fills_the_control():
+def test_picking_an_example_fills_its_box_and_runs(shown):
     box = ipywidgets.Text("a")
     pane = widgets.pane(lambda prompt: prompt, examples={"prompt": ["a", "b"]}, prompt=box)
-    pane.children[0].value = "b"
+    next(child for child in pane.children if isinstance(child, ipywidgets.Dropdown)).value = "b"
     assert box.value == "b"
+    assert shown == ["a", "b"]
+
+
+def test_controls_have_labels_and_boxes_have_room_for_their_examples(shown):
+    box, slider = ipywidgets.Text("a"), ipywidgets.FloatSlider()
+    widgets.pane(lambda **_: "", examples={"prompt": ["b" * 70]}, prompt=box, temperature=slider)
+    assert (box.description, slider.description) == ("prompt", "temperature")
+    assert int(re.search(r"(\d+)ch", box.layout.width).group(1)) >= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "told"), [("prompt", "Tom ", 1), ("prompt", "Tom", 0), ("reads", "Tom ", 0)]
+)
+def test_a_blank_at_the_end_of_a_prompt_is_mentioned(shown, name, typed, told):
+    widgets.pane(lambda **values: values[name], **{name: ipywidgets.Text(typed)})
+    assert [repr(note) for note in shown[:-1]] == [widgets.BLANK] * told
+    assert shown[-1] == typed
+
+
+def test_what_is_stored_of_a_pane_says_how_to_get_it(shown):
+    pane = widgets.pane(lambda: "a")
+    data = {"data": pane._repr_mimebundle_(), "output_type": "display_data"}
+    cell = {"cell_type": "code", "metadata": {}, "outputs": [data]}
+    (output,) = tidy({"metadata": {}, "cells": [cell]})["cells"][0]["outputs"]
+    assert output["data"] == {"text/plain": "A pane to play with: run this cell.", "text/html": PANE}

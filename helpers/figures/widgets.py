@@ -21,14 +21,15 @@ from torch import Tensor
 
 MARK = "circuitsvis-script"  # the id of the one script element, by which pages find it
 BUNDLE = files("circuitsvis") / "dist" / "cdn" / "iife.js"  # JupyterLab serves its folder as lab/extensions/cdn
-LOADER = """if (!window.CircuitsVis && !window.circuitsvisAsked) {
-  var lab = document.getElementById("jupyter-config-data"), script = document.createElement("script");
-  if (lab) { window.circuitsvisAsked = true;
-    script.src = JSON.parse(lab.textContent).baseUrl + "lab/extensions/cdn/iife.js"; document.head.append(script); } }"""
+LOADER = """if (!window.CircuitsVis && document.getElementById("jupyter-config-data") && !window.circuitsvisAsked) {
+  var circuitsvisAsked = document.createElement("script");
+  circuitsvisAsked.src = JSON.parse(document.getElementById("jupyter-config-data").textContent).baseUrl
+    + "lab/extensions/cdn/iife.js"; document.head.append(circuitsvisAsked); }"""
 BLANK = (
     "Your text ends with a blank. Words bring their own (“␣her”), so the model now sees one more: leave it out."
 )
-BUSY = "<style>.workbook-pane button:disabled::after { content: ' (working …)'; }</style>"
+BUSY = """<style>.workbook-pane .mod-active { pointer-events: none; opacity: 0.5; min-width: 14em; }
+.workbook-pane .mod-active::after { content: " (working …)"; }</style>"""
 
 
 class Widget:
@@ -54,16 +55,9 @@ def show(table: pd.DataFrame, digits: int = 3) -> Widget:
 
 def script() -> Widget:
     """The one tag that has CircuitsVis loaded; once a notebook, before its first widget."""
-    source = f'<script id="{MARK}">{LOADER}</script>'
-    return Widget(source, "CircuitsVis, loaded once for all widgets of this page")
-
-
-def _rounded(value: object, digits: int) -> object:
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, float):
-        return round(value, digits)
-    return [_rounded(item, digits) for item in value] if isinstance(value, list | tuple) else value
+    return Widget(
+        f'<script id="{MARK}">{LOADER}</script>', "CircuitsVis, loaded once for all widgets of this page"
+    )
 
 
 def plain(tokens: list[str]) -> list[str]:
@@ -74,16 +68,20 @@ def plain(tokens: list[str]) -> list[str]:
 
 def circuitsvis(element: str, tokens: list[str], digits: int = 3, **properties) -> Widget:
     """A CircuitsVis element; tensors become nested lists rounded to `digits`. Its id is a hash of its content."""
-    rounded = {"tokens": plain(tokens)} | {key: _rounded(value, digits) for key, value in properties.items()}
-    data = json.dumps(rounded, ensure_ascii=True).replace("<", "\\u003c")  # no token can end or open a script
+    data = json.dumps({"tokens": plain(tokens)} | properties, default=Tensor.tolist)
+    data = json.dumps(json.loads(data, parse_float=lambda number: round(float(number), digits)))
+    data = data.replace("<", "\\u003c")  # no token can end or open a script
     name = "cv-" + hashlib.sha256((element + data).encode()).hexdigest()[:12]
     wait = "An interactive twin of the figure above draws here in JupyterLab (make lab) and in the pages (make report)."
-    source = (
-        f'<div id="{name}" class="circuitsvis-widget" style="margin:12px 0"><small>{wait}</small></div>'
-        f"<script>{LOADER}\n(function draw(tries) {{ var place = document.getElementById('{name}');"
-        "if (!place || !window.CircuitsVis) { if (tries) setTimeout(draw, 100, tries - 1); return; }"
-        f'place.innerHTML = ""; window.CircuitsVis.render("{name}", window.CircuitsVis.{element}, {data}); }})(300);</script>'
-    )
+    source = f'''<div id="{name}" class="circuitsvis-widget" style="margin:12px 0"><small>{wait}</small></div>
+<script>{LOADER}
+(function draw(tries) {{
+  var places = document.querySelectorAll("[id={name}]"); // a pane may show the same one again
+  if (!places.length || !window.CircuitsVis) {{ if (tries) setTimeout(draw, 100, tries - 1); return; }}
+  places.forEach(function (place) {{
+    place.innerHTML = ""; place.id += "-" + Math.random().toString(36).slice(2);
+    window.CircuitsVis.render(place.id, window.CircuitsVis.{element}, {data}); }}); }})(300);
+</script>'''
     return Widget(source, f"CircuitsVis {element}: an interactive twin of the figure above")
 
 
@@ -100,25 +98,21 @@ def coloured_tokens_multi(tokens: list[str], values: Float[Tensor, "pos label"],
     Drawn without a script: CircuitsVis's own leaves 20 empty pixels a label and asks for bounds.
     """
     limit, lines = max(float(values.abs().max()), 1e-9), []
-    name = "cm-" + hashlib.sha256(repr((tokens, labels, _rounded(values, 3))).encode()).hexdigest()[:12]
+    name = "cm-" + hashlib.sha256(repr((tokens, labels, values.tolist())).encode()).hexdigest()[:12]
     for i, (label, column) in enumerate(zip(labels, values.T.tolist(), strict=True)):
-        spans = (
-            f'<span title="{value:.3f}" style="background:rgba({"179,54,90" if value < 0 else "27,108,168"},'
-            f'{abs(value) / limit:.2f})">{html.escape(token).replace(chr(10), "⏎")}</span>'
-            for token, value in zip(tokens, column, strict=True)
-        )
-        text = f'<div style="white-space:pre-wrap;line-height:1.6">{"".join(spans)}</div>'
-        summary = f"<summary>{html.escape(label)}</summary>"
-        lines.append(f'<details name="{name}"{"" if i else " open"}>{summary}{text}</details>')
+        lines += [f'<details name="{name}"{"" if i else " open"}><summary>{html.escape(label)}</summary>']
+        for token, value in zip(tokens, column, strict=True):
+            colour = f"rgba({'179,54,90' if value < 0 else '27,108,168'},{abs(value) / limit:.2f})"
+            shown = html.escape(token).replace("\n", "⏎").replace(" ", "&nbsp;")
+            lines += [f'<span title="{value:.3f}" style="background:{colour}">{shown}</span><wbr>']
+        lines += ["</details>"]
     return Widget("".join(lines), f"The same tokens coloured by each of: {', '.join(labels)}")
 
 
-def attention_heads(
-    tokens: list[str], patterns: Float[Tensor, "head query key"], names: list[str] | None = None
-) -> Widget:
+def attention_heads(tokens: list[str], patterns: Float[Tensor, "head query key"], names: list[str] = ()) -> Widget:
     """Attention patterns, a small map a head over the text; the pointer on a map or a token shows where it looks."""
-    names = names or [f"head {h}" for h in range(len(patterns))]
-    return circuitsvis("AttentionPatterns", tokens, attention=torch.as_tensor(patterns), headLabels=names)
+    labels = list(names) or [f"head {h}" for h in range(len(patterns))]
+    return circuitsvis("AttentionPatterns", tokens, attention=torch.as_tensor(patterns), headLabels=labels)
 
 
 class Pane(ipywidgets.VBox):
@@ -140,7 +134,6 @@ def pane(
     """
     area, presses = ipywidgets.Output(), []
     button = ipywidgets.ToggleButton(description="Show", button_style="primary")
-    ipywidgets.jsdlink((button, "value"), (button, "disabled"))  # off at once, even while the kernel is busy
 
     def results() -> tuple:
         values = {name: control.value for name, control in controls.items()}
@@ -175,6 +168,7 @@ def pane(
             control.on_msg(lambda _, content, __: press() if content.get("event") == "submit" else None)
         if options:
             picker = ipywidgets.Dropdown(options=options, description="examples", layout={"width": "max-content"})
+            picker.style.description_width = "initial"
             picker.observe(lambda change, box=control: (setattr(box, "value", change["new"]), press()), "value")
             pickers.append(picker)
     display(*results())
