@@ -19,11 +19,15 @@ from helpers.core.sampling import own_stories, sample
 from helpers.core.scan import scan, walk
 from helpers.core.stories import load_stories, stream_stories
 from helpers.core.words import family, tagged, words
+from helpers.figures.neurons import show_neuron
 from helpers.neurons.find import find_neurons, matched_sets
+from helpers.neurons.ledger import read_ledger, search
+from helpers.neurons.steering import steer
 from helpers.report.findings import Findings, read_findings
 
 __all__ = [
-    "Findings", "WorkbookError", "ablate", "compare", "estimate", "family", "find_neurons", "heads", "load_model",
-    "load_stories", "matched_sets", "neurons", "own_stories", "read_findings", "results_folder", "sample", "scan",
-    "stream_stories", "tagged", "walk", "words",
+    "Findings", "WorkbookError", "ablate", "compare", "estimate", "family", "find_neurons", "heads",
+    "load_model", "load_stories", "matched_sets", "neurons", "own_stories", "read_findings", "read_ledger",
+    "results_folder", "sample", "scan", "search", "show_neuron", "steer", "stream_stories", "tagged", "walk",
+    "words",
 ]  # fmt: skip

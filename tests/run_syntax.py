@@ -10,7 +10,7 @@ from helpers import load_model, load_stories
 from helpers.core.contexts import readings, token_classes
 from helpers.core.logits import residual_losses
 from helpers.core.scan import gather
-from helpers.neurons import ablation as class_loss
+from helpers.neurons import class_loss
 from helpers.neurons.writes import logit_writes
 from helpers.studies import composition as grafts
 from helpers.studies import composition as removals

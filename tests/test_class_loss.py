@@ -6,12 +6,11 @@ import torch
 from helpers.core.contexts import token_classes
 from helpers.core.logits import residual_losses
 from helpers.core.scan import gather
-from helpers.neurons.ablation import (
+from helpers.neurons.class_loss import (
     apart,
     class_and_word_loss,
     class_probabilities,
     cost_table,
-    losses_without,
     most_apart,
     partition,
     rival_costs,
@@ -78,8 +77,9 @@ def test_costs_sum_to_the_cost_of_the_set(model, gathered, classes):
     context, activations, residual = gathered
     means, sets = activations.mean(0), [torch.arange(0, 1024, 5), torch.zeros(0, dtype=torch.long)]
     costs = split_costs(model, residual, activations, means, context.target, classes, sets)
-    whole = losses_without(model, residual, activations, means, context.target, sets)
-    torch.testing.assert_close(costs[0].sum(0), whole[:, 0] - whole[:, 1], atol=2e-4, rtol=0)
+    changed = residual + (means[sets[0]] - activations[:, sets[0]]) @ model.W_out[0][sets[0]]
+    whole = residual_losses(model, changed, context.target) - residual_losses(model, residual, context.target)
+    torch.testing.assert_close(costs[0].sum(0), whole, atol=2e-4, rtol=0)
     assert costs[1].abs().max() < 1e-5
 
 

@@ -6,7 +6,7 @@ import torch
 from helpers.core.contexts import token_classes
 from helpers.core.scan import gather, walk
 from helpers.core.stories import CLASSES
-from helpers.neurons.ablation import partition
+from helpers.neurons.class_loss import partition
 from helpers.studies import composition as grafts
 from helpers.studies import composition as removals
 from helpers.studies import composition as stimuli

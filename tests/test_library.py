@@ -10,7 +10,7 @@ import torch
 from helpers.core.estimates import Comparison, Estimate
 from helpers.core.files import WorkbookError
 from helpers.core.parts import Parts
-from helpers.neurons.ledger import save_ledger, search
+from helpers.neurons.ledger import read_ledger, save_ledger, search
 from helpers.report.findings import Finding
 from helpers.report.library import LENGTH, Entry, Library
 
@@ -140,17 +140,23 @@ def test_the_stored_library_fits_the_schema():
 
 
 def test_the_stored_ledger_has_a_row_for_every_neuron(model):
-    ledger = pd.read_csv(NOTEBOOKS / "02_ledger.csv", index_col="neuron")
+    ledger = read_ledger(NOTEBOOKS / "02_ledger.csv")
     assert list(ledger.index) == list(range(model.cfg.d_mlp))
     assert ledger["effect"].notna().all() and {"role", "promoted", "strongest on"} <= set(ledger.columns)
 
 
 def test_the_ledger_is_searched_by_word_and_sorted(tmp_path):
-    rows = {"effect": [0.1, 0.3, 0.2], "strongest on": ["a b", "b c", "c"], "promoted": ["x", "y", "x"]}
+    rows = {
+        "effect": [0.1, 0.3, 0.2],
+        "strongest on": ["a b", "b c", "c"],
+        "promoted": ["x", "y", "x"],
+        "suppressed": ["he", "␣He", "z"],
+    }
     ledger = pd.DataFrame(rows).rename_axis("neuron")
     assert list(search(ledger, reads="b").index) == [1, 0]
-    assert list(search(ledger, writes="x", sort="effect").index) == [2, 0]
+    assert list(search(ledger, raises="x", sort="effect").index) == [2, 0]
+    assert list(search(ledger, lowers=" he").index) == [1, 0]
     assert len(search(ledger, reads="zebra")) == 0
     path = save_ledger(ledger, tmp_path / "ledger.csv")
-    assert pd.read_csv(path, index_col="neuron").equals(ledger)
+    assert read_ledger(path).equals(ledger)
     assert json.loads(pd.read_csv(path).to_json())["effect"]["1"] == 0.3

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from scipy.stats import kurtosis, skew
 
-from helpers.core.scan import gather, walk
-from helpers.neurons.statistics import CONTEXT, EDGES, STRONGEST, _strongest, collect
-from helpers.studies.tour import UNIVERSAL
+from helpers.core.scan import scan, walk
+from helpers.neurons.statistics import CONTEXT, EDGES, STRONGEST, Grouping, NeuronStats, collect
 
 
 @pytest.fixture(scope="module")
@@ -14,18 +14,18 @@ def some(stories):
 
 
 @pytest.fixture(scope="module")
-def themes(some):
-    return sorted({story.theme for story in some})
+def stats(model, some):
+    return collect(model, some)
 
 
 @pytest.fixture(scope="module")
-def stats(model, some, themes):
-    return collect(model, some, themes)
+def held(model, some):
+    return scan(model, some)
 
 
 @pytest.fixture(scope="module")
-def activations(model, some):
-    return gather(model, some)[1].double()
+def activations(held):
+    return held.activations.double()
 
 
 def test_moments_are_those_of_the_activations(stats, activations):
@@ -33,39 +33,44 @@ def test_moments_are_those_of_the_activations(stats, activations):
     assert stats.count == len(activations)
     torch.testing.assert_close(moments["mean"], activations.mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(moments["deviation"], activations.std(0, unbiased=False), atol=1e-5, rtol=1e-4)
-    z = (activations - activations.mean(0)) / activations.std(0, unbiased=False)
-    torch.testing.assert_close(moments["skew"], z.pow(3).mean(0), atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(moments["kurtosis"], z.pow(4).mean(0) - 3, atol=1e-2, rtol=1e-3)
+    for name, measure in (("skew", skew), ("kurtosis", kurtosis)):
+        expected = torch.from_numpy(measure(activations.numpy()))
+        torch.testing.assert_close(moments[name], expected, atol=1e-2, rtol=1e-3)
     torch.testing.assert_close(moments["above zero"], (activations > 0).double().mean(0))
 
 
-def test_parts_merge_to_one_pass(model, some, themes, stats):
-    parts = collect(model, some[:10], themes)
-    parts.merge(collect(model, some[10:], themes))
+def test_parts_merge_to_one_pass(model, some, stats):
+    parts = collect(model, some[:10])
+    parts.merge(collect(model, some[10:]))
     for name, values in stats.moments().items():
         torch.testing.assert_close(parts.moments()[name], values, atol=1e-4, rtol=1e-4)
     for name, share in stats.explained().items():
         torch.testing.assert_close(parts.explained()[name], share, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(parts.top, stats.top, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(parts.value, stats.value, atol=1e-5, rtol=1e-5)
+    for mine, theirs in zip([parts.strongest, *parts.sampled], [stats.strongest, *stats.sampled], strict=True):
+        torch.testing.assert_close(mine.value, theirs.value, atol=1e-5, rtol=1e-5)
 
 
-def test_the_batch_size_makes_no_difference(model, some, themes, stats):
-    small = collect(model, some, themes, positions=600)
-    torch.testing.assert_close(small.top, stats.top, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(small.value, stats.value, atol=1e-5, rtol=1e-5)
+def test_a_held_scan_gives_what_a_pass_over_its_stories_gives(model, held, stats):
+    again = NeuronStats(model.cfg.d_mlp)
+    again.add(held)
+    for name, share in stats.explained().items():
+        torch.testing.assert_close(again.explained()[name], share, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again.strongest.value, stats.strongest.value, atol=1e-5, rtol=1e-5)
+
+
+def test_the_batch_size_makes_no_difference(model, some, stats):
+    small = collect(model, some, positions=600)
+    torch.testing.assert_close(small.strongest.value, stats.strongest.value, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(small.sampled[3].value, stats.sampled[3].value, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         small.explained()["previous token"], stats.explained()["previous token"], atol=1e-4, rtol=1e-4
     )
 
 
-def test_explained_variance_is_the_adjusted_share_between_groups(model, some, stats):
-    context, activations, _ = gather(model, some)
-    values = activations.double()
+def test_explained_variance_is_the_adjusted_share_between_groups(held, activations, stats):
+    context, values = held.context, activations
     for name, groups in {"current token": context.token, "part of speech": context.tag}.items():
-        kept = (
-            groups >= 0 if name == "current token" else torch.tensor([0 <= tag < len(UNIVERSAL) for tag in groups])
-        )
+        kept = groups >= 0
         ids, inverse, counts = torch.unique(groups[kept], return_inverse=True, return_counts=True)
         means = torch.zeros(len(ids), values.shape[1], dtype=torch.double).index_add_(0, inverse, values[kept])
         means /= counts[:, None]
@@ -75,30 +80,36 @@ def test_explained_variance_is_the_adjusted_share_between_groups(model, some, st
         torch.testing.assert_close(stats.explained()[name], expected, atol=2e-3, rtol=1e-2)
 
 
-def test_a_grouping_without_relation_explains_nothing(model, some, stats):
-    batch = next(walk(model, some))
-    grouping = type(stats.groupings["theme"])()
-    values = batch.flat(batch.streams.mlp_post)
-    grouping.add(torch.randint(200, (len(values),), generator=torch.Generator().manual_seed(0)), values)
-    share = grouping.explained(values.double().mean(0), values.double().var(0, unbiased=False))
+def test_a_grouping_without_relation_explains_nothing(held, activations):
+    grouping = Grouping()
+    grouping.add(torch.randint(200, (len(held),), generator=torch.Generator().manual_seed(0)), held.activations)
+    share = grouping.explained(activations.mean(0), activations.var(0, unbiased=False))
     assert share.mean().abs() < 0.01
 
 
-def test_the_strongest_examples_are_the_strongest(stats, activations):
+def test_the_means_of_groups_are_those_of_their_positions(held, stats):
+    tokens, means = stats.groupings["current token"].means(least=5)
+    here = held.token == tokens[0]
+    assert here.sum() >= 5
+    torch.testing.assert_close(means[0], held.activations[here].mean(0), atol=1e-4, rtol=1e-4)
+
+
+def test_the_strongest_examples_are_the_strongest_and_carry_their_context(model, some, stats, activations):
     expected = activations.topk(STRONGEST, dim=0).values.float()
-    torch.testing.assert_close(stats.top, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_examples_lie_in_their_interval_and_carry_their_context(model, some, stats):
+    torch.testing.assert_close(stats.strongest.value, expected, atol=1e-4, rtol=1e-4)
     seen = {tuple(row.tolist()) for batch in walk(model, some) for row in _contexts(batch)}
-    assert stats.priority.isfinite().any()
-    for i, low in enumerate(EDGES):
-        here = stats.priority[i].isfinite()
-        values = stats.value[i][here]
-        assert (values >= low).all()
+    assert all(tuple(context.tolist()) in seen for context in stats.strongest.context[:, 7])
+
+
+def test_sampled_examples_lie_in_their_interval_and_carry_their_context(model, some, stats):
+    seen = {tuple(row.tolist()) for batch in walk(model, some) for row in _contexts(batch)}
+    assert any(examples.key.isfinite().any() for examples in stats.sampled)
+    for i, (low, examples) in enumerate(zip(EDGES, stats.sampled, strict=True)):
+        here = examples.key.isfinite()
+        assert (examples.value[here] >= low).all() or not i
         if i + 1 < len(EDGES):
-            assert (values < EDGES[i + 1]).all()
-        for context in stats.context[i][here][:20]:
+            assert (examples.value[here] < EDGES[i + 1]).all()
+        for context in examples.context[here][:20]:
             assert tuple(context.tolist()) in seen
 
 
@@ -109,12 +120,3 @@ def _contexts(batch):
         for p in range(len(tokens) - 1):
             window = [tokens[q] if 0 <= q < len(tokens) else -1 for q in range(p - before, p - before + CONTEXT)]
             yield torch.tensor(window)
-
-
-def test_of_equal_activations_the_first_are_examples():
-    a = torch.zeros(40, 3)
-    a[30, 0], a[:20, 1], a[:, 2] = 5.0, 1.0, torch.arange(40.0)
-    chosen = _strongest(a)
-    assert chosen.sum(0).tolist() == [STRONGEST] * 3
-    assert chosen[30, 0] and chosen[: STRONGEST - 1, 0].all()
-    assert chosen[:STRONGEST, 1].all() and chosen[-STRONGEST:, 2].all()

@@ -8,19 +8,14 @@ import torch
 from helpers.core.scan import decoder, gather
 from helpers.core.stories import CLASSES
 from helpers.neurons.predicates import LEVELS, Wording, coded_slots, group_slot, lemma_names, word_groups
-from helpers.neurons.rule_fitting import LEAST_COUNT, Fitter, Slots, full_tables, propose
+from helpers.neurons.rule_fitting import LEAST_COUNT, Fitter, Slots, propose
 from helpers.neurons.rules import (
     Rule,
     Term,
-    carried,
-    derangement,
     expected_gelu,
     expected_words,
     explained,
-    follows,
-    lookup_explained,
     predictions,
-    rules_explain,
 )
 
 
@@ -94,14 +89,6 @@ def test_proposing_in_chunks_changes_nothing(slots, found, halves, common):
     assert [rule.terms for rule in parts[:3]] == [rule.terms for rule in found[:3]]
 
 
-def test_tables_of_everything_explain_at_least_as_much_where_they_were_fitted(
-    slots, found, halves, common, groups
-):
-    values, here = planted(halves[0], common, 0), coded_slots(halves[0], groups)
-    whole = explained(predictions(full_tables(slots, values), here), values)
-    assert (whole[:3] > explained(predictions(found, here), values)[:3] - 0.05).all()
-
-
 def test_the_mean_of_gelu_over_a_normal_variable():
     points = torch.linspace(-8, 8, 4001, dtype=torch.double)
     weight = torch.softmax(-(points**2) / 2, 0)
@@ -157,43 +144,6 @@ def test_expected_words_follow_where_the_rule_fires(model, halves):
     before = torch.bincount(context.target, minlength=len(lift)).float()
     often = (before >= 5) & (after >= 5) & (after / here.sum() > 3 * before / len(here))
     assert often.any() and (lift[often] > 0.5).all()
-
-
-def test_a_table_of_tokens_explains_a_neuron_of_tokens(halves, common):
-    explore, confirm = (torch.isin(half.token, common[:2])[:, None].float() for half in halves)
-    assert lookup_explained(halves[0], explore, halves[1], confirm)[0] > 0.95
-
-
-def test_scores_in_parts_are_the_same_scores(found, halves, common, coded):
-    values = planted(halves[1], common, 1)
-    whole = explained(predictions(found, coded), values)
-    torch.testing.assert_close(rules_explain(found, coded, values, part=3), whole)
-    by_hand = 1 - (values - predictions(found, coded)).square().mean(0) / values.var(0, unbiased=False)
-    torch.testing.assert_close(whole, by_hand, atol=1e-5, rtol=1e-4)
-
-
-def test_following_is_a_squared_correlation_whatever_the_scale():
-    values = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
-    other = torch.tensor([1, 2, 0])
-    assert torch.allclose(follows(5 - 3 * values, values, torch.arange(3)), torch.ones(3), atol=1e-5)
-    crossed = follows(5 - 3 * values, values, other)
-    expected = [torch.corrcoef(values[:, [j, int(i)]].T)[0, 1].item() ** 2 for j, i in enumerate(other)]
-    assert crossed.tolist() == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_derangement_leaves_nothing_in_its_place():
-    for count in (2, 7, 300):
-        dealt = derangement(count, seed=count)
-        assert dealt.sort().values.tolist() == list(range(count))
-        assert not (dealt == torch.arange(count)).any()
-
-
-def test_what_good_rules_carry(halves):
-    story = halves[1].story
-    truth = torch.randn(len(story), 3, generator=torch.Generator().manual_seed(0))
-    predicted = truth * torch.tensor([1.0, 0.0, 1.0])
-    found = carried(predicted, truth, story, torch.tensor([0.5, 0.3, 0.2]), 0.5)
-    assert found.mean == pytest.approx(0.7) and found.low <= 0.7 <= found.high + 1e-6
 
 
 def test_the_search_ends_for_a_neuron_far_louder_than_a_step(slots, halves, common, monkeypatch):

@@ -17,7 +17,7 @@ from helpers.core.files import seconds
 from helpers.core.model import bridge, load_model
 from helpers.core.scan import walk
 from helpers.core.stories import Story, load_stories
-from helpers.neurons.ablation import one_at_a_time, single_effects
+from helpers.neurons.ablation import honest_effects, single_effects
 from helpers.neurons.statistics import collect
 
 
@@ -85,8 +85,8 @@ def measure(model: TransformerBridge, stories: list[Story], sample: int = 16) ->
         batch = next(walk(model, stories[:12]))
         means = torch.zeros(model.cfg.d_mlp)
         neurons = torch.linspace(0, model.cfg.d_mlp - 1, sample).long().tolist()
-        loop = seconds(lambda: one_at_a_time(model, batch, means, neurons), 1) / sample * model.cfg.d_mlp
-        exact = seconds(lambda: single_effects(model, batch, means))
+        loop = seconds(lambda: honest_effects(batch, neurons, means), 1) / sample * model.cfg.d_mlp
+        exact = seconds(lambda: single_effects(batch, means))
         bar.update()
     rows = {"plain forward pass": plain, "streaming statistics": streaming, "caching everything": usual}
     rows |= {"streaming / plain": streaming / plain, "caching / streaming": usual / streaming}

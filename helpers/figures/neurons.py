@@ -1,39 +1,165 @@
-"""Static figures of neurons: populations, and the card of one neuron."""
+"""Static figures of neurons: the card of one neuron, where all of them lie, and how their effects add up."""
 
-import textwrap
+import dataclasses
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from helpers.core.files import WorkbookError
-from helpers.core.scan import decoder
-from helpers.figures.base import COLOURS, STYLE, new_axes
-from helpers.figures.widgets import Widget, coloured_tokens
+from helpers.core.parts import costs, neurons
+from helpers.core.scan import Scan, decoder
+from helpers.figures.base import COLOURS, STYLE, Titled, new_axes
+from helpers.neurons.find import Found
+from helpers.neurons.writes import logit_writes
+
+BEFORE, AFTER = 9, 4  # tokens shown of an example's context
+BANDS = (
+    (0.6, 0.9),
+    (0.3, 0.6),
+    (0.05, 0.3),
+)  # parts of a neuron's range, of its maximum, that examples are drawn from
+OFTEN = 5  # occurrences that a word needs to be shown on a card
 
 
-def populations(
-    columns: dict[str, tuple[np.ndarray, np.ndarray]],
-    title: str,
-    names: tuple[str, str] | list[tuple[str, str]] = ("model", "twin"),
-) -> Figure:
-    """One histogram a quantity: all neurons of the model over those of a control (its random-weights twin).
+class Card(Titled):
+    """A drawn card, with all that it says as plain text."""
 
-    names: of the two, or of the two in each panel. The outermost bins hold all that lies beyond them.
+    plain = ""
+
+    def __repr__(self) -> str:
+        return self.plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A position where a neuron is active: its activation, and the text before, at and after it."""
+
+    value: float
+    before: str
+    here: str
+    after: str
+
+
+def show_neuron(scan: Scan, number: int) -> Figure:
+    """The card of one neuron: what it fires on, what it raises and pushes down, and which words need it.
+
+    The examples are the strongest ones, each of another story, and some from lower parts of its range. The text of
+    the card is its plain form: `print(repr(card))`.
+
+        show_neuron(explore, 12)
+
+    Raises:
+        WorkbookError: there is no such neuron.
     """
-    figure, axes = new_axes(10, 2.9, columns=len(columns))
-    for i, (axis, (name, (model, twin))) in enumerate(zip(axes, columns.items(), strict=True)):
-        own, other = names[i] if isinstance(names, list) else names
-        edges = np.linspace(*np.quantile(np.concatenate([model, twin]), [0.005, 0.995]), 41)
-        style = {"bins": edges, "density": True}  # the two may differ in number
-        axis.hist(np.clip(twin, *edges[[0, -1]]), color=COLOURS["control"], alpha=0.6, label=other, **style)
-        axis.hist(np.clip(model, *edges[[0, -1]]), color=COLOURS["model"], alpha=0.75, label=own, **style)
-        axis.set(xlabel=name, yticks=[])
-        if isinstance(names, list) or i == len(columns) - 1:
-            axis.legend(frameon=False, fontsize=8)
-    axes[0].set_ylabel("share of neurons")
-    figure.suptitle(f"{title} (outermost bins: all beyond)", fontsize=11, x=0.01, ha="left")
+    count = scan.model.cfg.d_mlp
+    if not 0 <= number < count:
+        raise WorkbookError(f"No neuron {number}: the model's neurons are 0 to {count - 1}.")
+    write, word = logit_writes(scan.model, torch.tensor([number]))[0], decoder(scan.model.tokenizer)
+    says = {
+        word(i): float(write[i])
+        for up in (True, False)
+        for i in write.topk(8, largest=up).indices.tolist()[:: 1 if up else -1]
+    }
+    lost = costs(scan, neurons([number], scan))
+    total = torch.zeros(scan.model.cfg.d_vocab).index_add_(0, scan.target, lost)
+    often = torch.bincount(scan.target, minlength=len(total))
+    total[often < OFTEN] = 0
+    chosen = [*total.topk(6).indices.tolist(), *total.topk(3, largest=False).indices.tolist()[::-1]]
+    needs = {word(i): float(total[i] / often[i]) for i in chosen if total[i]}
+    return _draw_card(number, examples(scan, number), says, needs, float(lost.mean()))
+
+
+def examples(scan: Scan, number: int, strongest: int = 5, drawn: int = 2) -> list[Example]:
+    """Where a neuron is loudest, once a story, and then `drawn` positions of each of BANDS, from loud to quiet."""
+    values, rows, told = scan.activations[:, number], [], set()
+    for i in values.argsort(descending=True)[:500].tolist():
+        if int(scan.story[i]) not in told and len(rows) < strongest:
+            told.add(int(scan.story[i]))
+            rows.append(i)
+    generator = torch.Generator().manual_seed(number)
+    for low, high in BANDS:
+        inside = ((values > low * values.max()) & (values <= high * values.max())).nonzero()[:, 0]
+        some = inside[torch.randperm(len(inside), generator=generator)[:drawn]]
+        rows += some[values[some].argsort(descending=True)].tolist()
+    return [_example(scan, i, float(values[i])) for i in rows if values[i] > 0]
+
+
+def _example(scan: Scan, i: int, value: float) -> Example:
+    inside = (scan.story == scan.story[i]).nonzero()[:, 0]
+    first, last = int(inside[0]), int(inside[-1])
+    tokens = (
+        scan.token[max(first, i - BEFORE) : i + 1].tolist()
+        + scan.target[i : min(last, i + AFTER - 1) + 1].tolist()
+    )
+    here = min(BEFORE, i - first)
+    parts = (tokens[:here], tokens[here : here + 1], tokens[here + 1 :])
+    return Example(value, *(scan.model.tokenizer.decode(part).replace("\n", "⏎") for part in parts))
+
+
+def _draw_card(
+    number: int, shown: list[Example], says: dict[str, float], needs: dict[str, float], cost: float
+) -> Figure:
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(10, 4.4), FigureClass=Card)
+    plt.close(figure)
+    grid = figure.add_gridspec(2, 2, width_ratios=[2.6, 1], height_ratios=[16, 10])
+    axis = figure.add_subplot(grid[:, 0])
+    axis.axis("off")
+    axis.set(xlim=(-5, 72), ylim=(len(shown) - 0.4, -0.8), title="Fires here, from loud to quiet")
+    loudest = max((example.value for example in shown), default=1.0)
+    letter = {"family": "monospace", "fontsize": 8, "va": "center"}
+    for y, example in enumerate(shown):
+        shade = {"fc": plt.get_cmap("Reds")(0.1 + 0.6 * example.value / loudest), "ec": "none", "pad": 1.2}
+        axis.text(-5, y, f"{example.value:.1f}", color="#888888", **letter)
+        axis.text(40.5, y, example.before[-42:], ha="right", **letter)
+        axis.text(41, y, example.here.strip() or example.here, bbox=shade, **letter)
+        axis.text(42 + len(example.here.strip()), y, example.after.strip()[:24], color="#888888", **letter)
+    for place, (values, title) in enumerate(
+        ((says, "Raises, and pushes down"), (needs, "Lost without it, before"))
+    ):
+        axis = figure.add_subplot(grid[place, 1])
+        colours = [COLOURS["model"] if value > 0 else COLOURS["accent"] for value in values.values()]
+        axis.barh(range(len(values)), list(values.values()), color=colours, height=0.75)
+        axis.set_yticks(range(len(values)), list(values), fontsize=7.5)
+        axis.tick_params(axis="x", labelsize=7.5)
+        axis.axvline(0, color=COLOURS["ink"], lw=0.6)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=9.5)
+        axis.set_xlabel(("logit, for each unit of activation", "nats")[place], fontsize=8)
+    figure.suptitle(
+        f"Neuron {number} (removed, it costs {cost:+.4f} nats a token)", fontsize=11, x=0.01, ha="left"
+    )
+    figure.plain = _text(number, shown, says, needs, cost)
+    return figure
+
+
+def _text(number: int, shown: list[Example], says: dict[str, float], needs: dict[str, float], cost: float) -> str:
+    lines = [f"Neuron {number} (removed, it costs {cost:+.4f} nats a token)", "fires here:"]
+    lines += [f"{row.value:6.1f}  {row.before}[{row.here}]{row.after}" for row in shown]
+    up, down = ([word for word, value in says.items() if (value > 0) == side] for side in (True, False))
+    lines += [f"raises: {' '.join(up)}", f"pushes down: {' '.join(reversed(down))}"]
+    return "\n".join([*lines, "lost without it, nats: " + ", ".join(f"{w} {v:+.2f}" for w, v in needs.items())])
+
+
+def neuron_map(found: Found, twin: Found, names: tuple[str, str], title: str, labels: dict[int, str]) -> Figure:
+    """All neurons by what they read and write (standard deviations), those found marked and some of them labelled, over
+    the neurons of the random twin; names: of the two axes."""
+    figure, (axis,) = new_axes(8.5, 4.6)
+    axis.scatter(
+        twin.reading, twin.writing, s=6, color=COLOURS["control"], lw=0, alpha=0.5, label="the random twin's"
+    )
+    axis.scatter(found.reading, found.writing, s=7, color=COLOURS["baseline"], lw=0, label="all neurons")
+    x, y = found.reading[found.index], found.writing[found.index]
+    axis.scatter(x, y, s=22, color=COLOURS["accent"], lw=0, label="found: both at least one half")
+    for number, label in labels.items():
+        place = (float(found.reading[number]), float(found.writing[number]))
+        axis.annotate(label, place, xytext=(5, 3), textcoords="offset points", fontsize=8)
+    axis.axhline(0, color="#999999", lw=0.6)
+    axis.axvline(0, color="#999999", lw=0.6)
+    axis.set(title=title, xlabel=names[0], ylabel=names[1])
+    axis.margins(x=0.12)
+    axis.legend(frameon=False, fontsize=8.5, loc="lower right")
     return figure
 
 
@@ -56,178 +182,9 @@ def accumulation(
         name, places, low, high = band
         axis.fill_between(places, low, high, color=COLOURS["control"], alpha=0.5, label=name)
     axis.axhline(0, color="#999999", lw=0.6)
-    axis.set(title=title, xlabel="neurons removed", ylabel="nats a token lost", xscale="log")
+    axis.set(title=title, xlabel="neurons taken away", ylabel="nats a token lost", xscale="log")
     axis.set_yscale("symlog", linthresh=least, linscale=0.5)
     lowest = min(min(values) for values in [*series.values(), *([band[2]] if band else [])])
     axis.set_ylim(bottom=2 * min(lowest, 0) - least / 2)
     axis.legend(frameon=False, fontsize=8.5)
     return figure
-
-
-def members(rows: dict[str, tuple[list[int], list[float]]], title: str) -> Figure:
-    """What removing a family's first members together costs, one line a family: numbers of members, costs (nats)."""
-    figure, (axis,) = new_axes(8.5, 3.4)
-    for name, (sizes, costs) in rows.items():
-        axis.plot(sizes, costs, marker="o", ms=3, lw=1.6, label=name)
-    ticks = sorted({size for sizes, _ in rows.values() for size in sizes})
-    axis.set(title=title, xlabel="members removed", ylabel="nats a token", xscale="log")
-    axis.set_xticks(ticks, [str(size) for size in ticks], minor=False)
-    axis.minorticks_off()
-    if rows:
-        axis.legend(frameon=False, fontsize=8.5)
-    return figure
-
-
-def scatter(
-    x: np.ndarray,
-    y: np.ndarray,
-    marked: np.ndarray,
-    twin: tuple[np.ndarray, np.ndarray],
-    names: tuple[str, str, str],
-    title: str,
-) -> Figure:
-    """All neurons as points, some of them marked, over the twin's; names: of the x axis, the y axis, the marked."""
-    figure, (axis,) = new_axes(7.5, 4.2)
-    axis.scatter(*twin, s=6, color=COLOURS["control"], lw=0, alpha=0.5, label="twin")
-    axis.scatter(x, y, s=7, color=COLOURS["baseline"], lw=0, label="all neurons")
-    axis.scatter(x[marked], y[marked], s=20, color=COLOURS["accent"], lw=0, label=names[2])
-    axis.axhline(0, color="#999999", lw=0.6)
-    axis.axvline(0, color="#999999", lw=0.6)
-    axis.set(title=title, xlabel=names[0], ylabel=names[1])
-    axis.legend(frameon=False)
-    return figure
-
-
-def doses(
-    rows: dict[str, tuple[tuple[float, ...], list[float], list[float], list[float], list[float]]], title: str
-) -> Figure:
-    """Dose-response, one panel a family: doses, its words per 1,000 with the push through the family and through other
-    neurons, and the fluency (nats, written at the points) of both."""
-    figure, axes = new_axes(10.5, 3.3, columns=max(1, len(rows)))
-    for axis, (name, (dose, rate, control, loss, other)) in zip(axes, rows.items(), strict=False):
-        for values, nats, colour, style, label, below in (
-            (rate, loss, COLOURS["model"], "-o", "the family", False),
-            (control, other, COLOURS["control"], "--o", "matched neurons, same push", True),
-        ):
-            axis.plot(dose, values, style, color=colour, label=label)
-            place = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
-            for x, y, text in list(zip(dose, values, nats, strict=True))[1 if below else 0 :]:
-                axis.annotate(f"{text:.1f}", (x, y), xytext=(0, -12 if below else 6), **place)
-        axis.set_ylim(-0.12 * max(*rate, *control, 1e-9), 1.25 * max(*rate, *control, 1e-9))
-        axis.set(xlabel="dose (standard deviations)", title=name)
-        axis.title.set_fontsize(10)
-    axes[0].set_ylabel("its words, per 1,000 words")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    return figure
-
-
-def card(
-    title: str,
-    subtitle: str,
-    histogram: tuple[np.ndarray, np.ndarray],
-    token_means: dict[str, float],
-    examples: list[tuple[float, list[str], int]],
-    promoted: list[str],
-    suppressed: list[str],
-    class_effects: dict[str, float],
-) -> Figure:
-    """Everything about one neuron in one figure.
-
-    histogram: counts and edges of its activation. token_means: mean activation on its strongest tokens. examples:
-    (activation, tokens of the context, place of the neuron's token), from the weakest to the strongest interval.
-    class_effects: cost of its removal by class of the next token, nats.
-    """
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(10.5, 4.4 + 0.24 * len(examples)))
-        grid = figure.add_gridspec(2, 3, height_ratios=[2.6, max(1.0, 0.24 * len(examples))])
-    plt.close(figure)
-    counts, edges = histogram
-    axis = figure.add_subplot(grid[0, 0])
-    axis.bar(edges[:-1], np.maximum(counts, 0.5), np.diff(edges), align="edge", color=COLOURS["model"], log=True)
-    axis.set(xlabel="activation", ylabel="positions", title="How often, how strongly")
-    for place, values, name in (
-        (1, token_means, "Mean activation on its tokens"),
-        (2, class_effects, "Cost of removal, by next class"),
-    ):
-        axis = figure.add_subplot(grid[0, place])
-        axis.barh(
-            range(len(values)), list(values.values()), color=COLOURS["model"] if place == 1 else COLOURS["accent"]
-        )
-        axis.set_yticks(range(len(values)), list(values), fontsize=8)
-        axis.invert_yaxis()
-        axis.set_title(name)
-    axis = figure.add_subplot(grid[1, :])
-    axis.axis("off")
-    axis.set(xlim=(0, 120), ylim=(len(examples) + 2.6, -0.5))
-    high = max((abs(value) for value, _, _ in examples), default=1.0)
-    for y, (value, tokens, place) in enumerate(examples):
-        axis.text(0, y, f"{value:6.2f}", family="monospace", fontsize=8.5, va="center")
-        x = 9.0
-        for i, token in enumerate(tokens):
-            text = token.replace("\n", "⏎")
-            shade = plt.get_cmap("Reds")(0.7 * max(0.0, value) / high) if i == place else "white"
-            box = {"fc": shade, "ec": COLOURS["ink"] if i == place else "none", "lw": 0.5, "pad": 1}
-            axis.text(x, y, text.strip(), family="monospace", fontsize=8.5, va="center", bbox=box)
-            x += 1.02 * len(text.strip()) + 1.2
-    axis.text(0, len(examples) + 0.9, "promotes    " + "  ".join(promoted), fontsize=9, color=COLOURS["model"])
-    axis.text(0, len(examples) + 2.1, "suppresses  " + "  ".join(suppressed), fontsize=9, color=COLOURS["accent"])
-    figure.suptitle(f"{title}\n{textwrap.fill(subtitle, 125)}", fontsize=10, x=0.01, ha="left")
-    return figure
-
-
-class CardMaker:
-    """Draws the card of any neuron from what a notebook has measured."""
-
-    def __init__(self, tokenizer, stats, ledger, class_effect, class_names, class_count, activations):
-        self.tokenizer, self.stats, self.ledger, self.activations = tokenizer, stats, ledger, activations
-        self.class_effect, self.class_names, self.class_count = class_effect, class_names, class_count
-
-    def draw(self, neuron: int, subtitle: str) -> Figure:
-        """The card of one neuron.
-
-        Raises:
-            WorkbookError: there is no such neuron.
-        """
-        if not 0 <= neuron < len(self.ledger):
-            raise WorkbookError(f"No neuron {neuron}: the model's neurons are 0 to {len(self.ledger) - 1}.")
-        row, grouping = self.ledger.loc[neuron], self.stats.groupings["current token"]
-        often = [(g, r) for g, r in grouping.rows.items() if grouping.counts[r] >= 5]
-        word = decoder(self.tokenizer)
-        means = {word(g): float(grouping.sums[r, neuron] / grouping.counts[r]) for g, r in often}
-        strongest = dict(sorted(means.items(), key=lambda pair: -pair[1])[:10])
-        kinds = [i for i in range(len(self.class_names)) if self.class_count[i] > 0]
-        effects = {self.class_names[i]: float(self.class_effect[neuron, i]) for i in kinds}
-        effects = dict(sorted(effects.items(), key=lambda pair: -pair[1])[:10])
-        histogram = np.histogram(self.activations[:, neuron].numpy(), bins=40)
-        title = f"Neuron {neuron}: costs {row['effect']:.4f} nats a token when removed"
-        words = (row["promoted"].split(" "), row["suppressed"].split(" "))
-        return card(title, subtitle, histogram, strongest, self._examples(neuron), *words, effects)
-
-    def widget(self, neuron: int) -> Widget:
-        """The card's examples as CircuitsVis tokens, the neuron's own coloured by its activation there."""
-        tokens, values = [], []
-        for value, pieces, place in self._examples(neuron):
-            tokens += [*pieces, "\n"]
-            values += [value if i == place else 0.0 for i in range(len(pieces))] + [0.0]
-        return coloured_tokens(tokens, torch.tensor(values))
-
-    def _word(self, token: int) -> str:
-        return self.tokenizer.decode([token])
-
-    def _examples(self, neuron: int) -> list[tuple[float, list[str], int]]:
-        found = []
-        for i in range(self.stats.priority.shape[0]):
-            for k in range(self.stats.priority.shape[1]):
-                if np.isfinite(float(self.stats.priority[i, k, neuron])):
-                    found.append(
-                        (float(self.stats.value[i, k, neuron]), self.stats.context[i, k, neuron].tolist())
-                    )
-        found += [(float(self.stats.top[k, neuron]), self.stats.top_context[k, neuron].tolist()) for k in range(3)]
-        middle = len(found[0][1]) // 2 if found else 0
-        rows = []
-        for value, ids in sorted(found):
-            kept = [(i, token) for i, token in enumerate(ids) if token >= 0]
-            place = next((n for n, (i, _) in enumerate(kept) if i == middle), -1)
-            rows.append((value, [self._word(token) for _, token in kept], place))
-        return rows

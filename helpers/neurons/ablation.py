@@ -1,4 +1,4 @@
-"""Mean ablation of every neuron at once, and of sets of neurons.
+"""Mean ablation of every neuron at once.
 
 In one layer a neuron's removal changes the final residual stream by a multiple of one vector, its row of W_out.
 The new loss then needs no forward pass. With l the logits before b_U, B_j = W_U^T w_j the neuron's write to them,
@@ -8,6 +8,8 @@ the new logits are a l + (a delta / scale) B_j + b_U. Their log-sum-exp is taken
 - to second order in the change, where the change is small: the mean and variance of the change under the model's
   prediction, which for all neurons at once are three matrix products;
 - exactly, where its variance or its largest entry is not small.
+
+What a set of neurons costs together is `helpers.core.parts.costs`.
 """
 
 from collections.abc import Iterable
@@ -17,9 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.core.estimates import StoryTable
 from helpers.core.logits import layernorm_scale, residual_losses
-from helpers.core.scan import Scan, walk
+from helpers.core.scan import Scan, scan
 from helpers.core.stories import Story
 
 SMALL_VARIANCE = 0.01  # nats squared: above it a change is computed exactly
@@ -28,21 +29,41 @@ SMALL_CHANGE = 3.0  # nats: likewise, for its largest entry
 
 @torch.inference_mode()
 def single_effects(
-    model: TransformerBridge,
-    batch: Scan,
-    means: Float[Tensor, " neuron"],
-    small_variance: float = SMALL_VARIANCE,
-    chunk: int = 1024,
+    scan: Scan, means: Float[Tensor, " neuron"] | None = None, small_variance: float = SMALL_VARIANCE
 ) -> Float[Tensor, "n neuron"]:
-    """Change in loss (nats) at every scored position when one neuron is set to its mean, for every neuron.
+    """Change in loss (nats) at every position when one neuron is set to its mean, for every neuron.
 
-    Equal to one forward pass a neuron to 1e-4 in a neuron's mean (tested).
+    Equal to one forward pass a neuron to 1e-4 in a neuron's mean (tested). means: of other text; the scan's own
+    by default. 4 bytes a number: `mean_effects` keeps only sums.
     """
-    flat, chunk = batch.flat, max(16, min(chunk, 2**22 // model.cfg.d_vocab))
-    table = _Writes(model)
-    residual, activations = flat(batch.streams.resid_post), flat(batch.streams.mlp_post)
-    parts = zip(*(x.split(chunk) for x in (residual, activations, batch.target)), strict=True)
-    return torch.cat([_chunk_effects(model, table, r, means - a, t, small_variance) for r, a, t in parts])
+    return torch.cat(list(_effects(scan, means, small_variance)))
+
+
+def mean_effects(
+    scan: Scan, means: Float[Tensor, " neuron"] | None = None, group: Int[Tensor, " n"] | None = None
+) -> Float[Tensor, "neuron group"]:
+    """Mean of `single_effects` over the positions of each group (by default one group of all), a few positions at a time."""
+    group = torch.zeros(len(scan), dtype=torch.long) if group is None else group
+    total = torch.zeros(int(group.max()) + 1, scan.model.cfg.d_mlp)
+    start = 0
+    for effects in _effects(scan, means, SMALL_VARIANCE):
+        here = group[start : start + len(effects)]
+        total.index_add_(0, here[here >= 0], effects[here >= 0])
+        start += len(effects)
+    counts = torch.bincount(group[group >= 0], minlength=len(total))
+    return (total / counts.clamp(min=1)[:, None]).T
+
+
+def _effects(
+    scan: Scan, means: Float[Tensor, " neuron"] | None, small_variance: float
+) -> Iterable[Float[Tensor, "k neuron"]]:
+    """`single_effects`, chunk by chunk."""
+    means, chunk = scan.means if means is None else means, max(16, min(1024, 2**22 // scan.model.cfg.d_vocab))
+    table = _Writes(scan.model)
+    columns = (column.split(chunk) for column in (scan.resid_post, scan.activations, scan.target))
+    for residual, activations, target in zip(*columns, strict=True):
+        with torch.inference_mode():
+            yield _chunk_effects(scan.model, table, residual, means - activations, target, small_variance)
 
 
 class _Writes:
@@ -91,45 +112,16 @@ def _chunk_effects(
     return effect
 
 
-def effects_by_class(
-    model: TransformerBridge, stories: Iterable[Story], means: Float[Tensor, " neuron"], names: list[str]
-) -> tuple[Float[Tensor, " neuron"], Float[Tensor, "neuron class"], Float[Tensor, " class"]]:
-    """Mean effect of every neuron over stories, overall and by class of the next token, and the classes' positions.
-
-    The overall mean is taken over the positions whose next token has one of the named classes.
-    """
-    total, count = torch.zeros(model.cfg.d_mlp, len(names)), torch.zeros(len(names))
-    for batch in walk(model, stories, positions=4096):
-        effects, tags = single_effects(model, batch, means), batch.next_tags("universal", names)
-        kind = torch.nn.functional.one_hot(tags.clamp(min=0), len(names)).float() * (tags >= 0)[:, None]
-        total += effects.T @ kind
-        count += kind.sum(0)
-    return total.sum(1) / count.sum(), total / count.clamp(min=1), count
-
-
-def joint_costs(
-    model: TransformerBridge,
-    stories: Iterable[Story],
-    means: Float[Tensor, " neuron"],
-    sets: list[Int[Tensor, " k"]],
-) -> list[float]:
-    """Mean cost over stories (nats a token) of setting all neurons of a set to their means together, for each set."""
-    empty = torch.zeros(0, dtype=torch.long)
-    total, count = torch.zeros(len(sets) + 1), 0
-    for batch in walk(model, stories):
-        total += set_losses(model, batch, means, [*sets, empty]).sum(0)
-        count += len(batch.target)
-    return ((total[:-1] - total[-1]) / count).tolist()
-
-
 @torch.inference_mode()
-def one_at_a_time(
-    model: TransformerBridge, batch: Scan, means: Float[Tensor, " neuron"], neurons: list[int]
-) -> Float[Tensor, "n neuron"]:
+def honest_effects(
+    scan: Scan, neurons: list[int], means: Float[Tensor, " neuron"] | None = None
+) -> Float[Tensor, "n k"]:
     """The same for some neurons by honest forward passes, an edited activation each: the measure of `single_effects`."""
-    tokens = torch.nn.utils.rnn.pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
+    model, means = scan.model, scan.means if means is None else means
+    tokens = torch.nn.utils.rnn.pad_sequence([story.tokens for story in scan.encoded], batch_first=True)
+    row = torch.unique_consecutive(scan.story, return_inverse=True)[1]
+    before = residual_losses(model, scan.resid_post, scan.target)
     columns = []
-    before = residual_losses(model, batch.flat(batch.streams.resid_post), batch.target)
     for neuron in neurons:
 
         def fix(post: Tensor, hook, j: int = neuron) -> Tensor:
@@ -137,127 +129,15 @@ def one_at_a_time(
             return post
 
         with model.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", fix)]):
-            logits = batch.flat(model(tokens))
-        columns.append(torch.nn.functional.cross_entropy(logits, batch.target, reduction="none") - before)
+            logits = model(tokens)[row, scan.pos]
+        columns.append(torch.nn.functional.cross_entropy(logits, scan.target, reduction="none") - before)
     return torch.stack(columns, 1)
 
 
-@torch.inference_mode()
-def set_losses(
-    model: TransformerBridge, batch: Scan, means: Float[Tensor, " neuron"], sets: list[Int[Tensor, " k"]]
-) -> Float[Tensor, "n set"]:
-    """Loss at every scored position with all neurons of a set at their means together, for each set."""
-    residual, activations = batch.flat(batch.streams.resid_post), batch.flat(batch.streams.mlp_post)
-    return losses_without(model, residual, activations, means, batch.target, sets)
-
-
-@torch.inference_mode()
-def losses_without(
-    model: TransformerBridge,
-    residual: Float[Tensor, "n d_model"],
-    activations: Float[Tensor, "n neuron"],
-    means: Float[Tensor, " neuron"],
-    target: Int[Tensor, " n"],
-    sets: list[Int[Tensor, " k"]],
-) -> Float[Tensor, "n set"]:
-    """Loss at given positions with all neurons of a set at their means together, for each set."""
-    writes = model.W_out[0]
-    changes = ((means[s] - activations[:, s]) @ writes[s] for s in sets)
-    return torch.stack([residual_losses(model, residual + change, target) for change in changes], 1)
-
-
-def partition(classes: Int[Tensor, " vocabulary"]) -> Int[Tensor, " vocabulary"]:
-    """Classes numbered so that every token has one: tokens of unknown class (-1) form the last."""
-    return torch.where(classes >= 0, classes, int(classes.max()) + 1)
-
-
-@torch.inference_mode()
-def class_and_word_loss(
-    model: TransformerBridge,
-    residual: Float[Tensor, "n d_model"],
-    target: Int[Tensor, " n"],
-    classes: Int[Tensor, " vocabulary"],
-    chunk_bytes: int = 2**24,
-) -> Float[Tensor, "2 n"]:
-    """Loss of the next token's class and of the token within its class, in nats; they sum to the token's loss.
-
-    classes: a class for every token, from 0 on (`partition`). The probability of a class is that of its tokens.
-    """
-    chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))
-    rows = []
-    for r, t in zip(residual.split(chunk), target.split(chunk), strict=True):
-        log_p = model.unembed(model.ln_final(r)).log_softmax(-1)
-        same = classes[t][:, None] == classes
-        of_class = log_p.masked_fill(~same, -torch.inf).logsumexp(-1)
-        rows.append(torch.stack([-of_class, of_class - log_p.gather(1, t[:, None])[:, 0]]))
-    return torch.cat(rows, 1)
-
-
-@torch.inference_mode()
-def class_probabilities(
-    model: TransformerBridge,
-    residual: Float[Tensor, "n d_model"],
-    classes: Int[Tensor, " vocabulary"],
-    chunk_bytes: int = 2**24,
-) -> Float[Tensor, "n class"]:
-    """Probability of every class as the next token's, by summing over its tokens."""
-    chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))
-    one_hot = torch.nn.functional.one_hot(classes, int(classes.max()) + 1).float()
-    return torch.cat([model.unembed(model.ln_final(r)).softmax(-1) @ one_hot for r in residual.split(chunk)])
-
-
-def split_costs(
-    model: TransformerBridge,
-    residual: Float[Tensor, "n d_model"],
-    activations: Float[Tensor, "n neuron"],
-    means: Float[Tensor, " neuron"],
-    target: Int[Tensor, " n"],
-    classes: Int[Tensor, " vocabulary"],
-    sets: list[Int[Tensor, " k"]],
-) -> Float[Tensor, "set 2 n"]:
-    """What mean-ablating each set of neurons adds to the class loss and to the word-within-class loss, in nats."""
-    writes = model.W_out[0]
-    before = class_and_word_loss(model, residual, target, classes)
-    changed = (residual + (means[s] - activations[:, s]) @ writes[s] for s in sets)
-    return torch.stack([class_and_word_loss(model, r, target, classes) - before for r in changed])
-
-
-def rival_costs(
-    model: TransformerBridge,
-    before: Float[Tensor, "n d_model"],
-    looked: Float[Tensor, "n neuron"],
-    means: Float[Tensor, " neuron"],
-    target: Int[Tensor, " n"],
-    classes: Int[Tensor, " vocabulary"],
-    sets: list[Int[Tensor, " k"]],
-) -> Float[Tensor, "set 2"]:
-    """Mean `split_costs` in a model whose neurons have the activations `looked`; before: what the MLP read."""
-    stream = before + looked @ model.W_out[0] + model.b_out[0]
-    return split_costs(model, stream, looked, means, target, classes, sets).mean(2)
-
-
-def cost_table(costs: Float[Tensor, "set 2 n"], story: Int[Tensor, " n"], names: list[str]) -> StoryTable:
-    """Costs per story, for intervals: columns "NAME class", "NAME word" "NAME lean" (class less word),
-    and, for the first two sets, "NAME apart": how much more than the mean of the other sets the first leans to the class,
-    and the second to the word."""
-    table, columns = StoryTable(), {}
-    for name, (of_class, of_word) in zip(names, costs, strict=True):
-        columns |= {f"{name} class": of_class, f"{name} word": of_word, f"{name} lean": of_class - of_word}
-    if len(names) > 2:
-        usual = torch.stack([columns[f"{name} lean"] for name in names[2:]]).mean(0)
-        columns[f"{names[0]} apart"] = columns[f"{names[0]} lean"] - usual
-        columns[f"{names[1]} apart"] = usual - columns[f"{names[1]} lean"]
-    table.add(story, columns)
-    return table
-
-
-def most_apart(leans: Float[Tensor, " set"]) -> float:
-    """The same measure for the two sets that do best in it: how far the highest and the lowest lean both are from the mean."""
-    return torch.minimum(leans.max() - leans.mean(), leans.mean() - leans.min()).item()
-
-
-def apart(leans: Float[Tensor, " set"]) -> float:
-    """The same for the first two sets against the mean of the others: the first should lean to the class, the second to
-    the word, and the smaller side counts."""
-    usual = leans[2:].mean()
-    return torch.minimum(leans[0] - usual, usual - leans[1]).item()
+def effects_by_class(model: TransformerBridge, stories: Iterable[Story], means: Tensor, names: list[str]):
+    """`mean_effects` over some stories and by class of the next token; going, use `mean_effects`."""
+    found = scan(model, stories, hold=["resid_mid", "mlp_post"])
+    group = found.next_tags("universal", names)
+    by_class, counts = mean_effects(found, means, group), torch.bincount(group[group >= 0], minlength=len(names))
+    by_class = torch.nn.functional.pad(by_class, (0, len(names) - by_class.shape[1]))
+    return by_class @ (counts / counts.sum()), by_class, counts.float()

@@ -1,9 +1,11 @@
 """Neurons found by what they read and what they write, and the sets of other neurons to compare them with."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from helpers.core.contexts import token_classes
@@ -14,12 +16,27 @@ from helpers.core.words import Words
 from helpers.neurons.writes import group_effect, logit_writes
 
 LEAST = 0.5  # effect size (standard deviations) that membership asks of each side
+Alike = Literal["size", "reading", "writing"]
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Found(Parts):
+    """Neurons that `find_neurons` found, and the effect sizes of all of the model's neurons by which it did.
+
+    reading, writing: of every neuron, on the side that was asked for (else None); `least` is what each side asked.
+    """
+
+    reading: Float[Tensor, " neuron"] | None = None
+    writing: Float[Tensor, " neuron"] | None = None
+    least: float = LEAST
 
 
 def read_effects(scan: Scan, where: Bool[Tensor, " n"]) -> Float[Tensor, " neuron"]:
     """How much louder each neuron is at some positions than at the others, in its standard deviations."""
-    here = where.float()
-    return group_effect(scan.activations.T, torch.stack([here, 1 - here], 1))[:, 0]
+    values, here = scan.activations, int(where.sum())
+    inside = where.float() @ values
+    outside = (scan.means * len(values) - inside) / max(1, len(values) - here)
+    return (inside / max(1, here) - outside) / values.std(0).clamp(min=1e-9) * (here > 0)
 
 
 def write_effects(scan: Scan, tokens: Bool[Tensor, " vocabulary"]) -> Float[Tensor, " neuron"]:
@@ -38,7 +55,7 @@ def find_neurons(
     writes: Words | None = None,
     lowers: bool = False,
     least: float = LEAST,
-) -> Parts:
+) -> Found:
     """Neurons that fire on some words, or raise (or lower) some words, or both.
 
     Args:
@@ -51,55 +68,83 @@ def find_neurons(
     The strongest come first, by the product of the effects asked for, which is their `score`.
 
         find_neurons(explore, reads=tagged("PRON"), writes=tagged("VERB AUX"))
+        find_neurons(explore, reads=words("she her"), writes=words("he his him"), lowers=True)
 
     Raises:
         WorkbookError: neither side is given.
     """
     if reads is None and writes is None:
         raise WorkbookError("find_neurons needs reads, writes or both: find_neurons(scan, reads=words('rain')).")
-    sides, names = [], []
+    sides, names = {}, []
     if reads is not None:
-        sides.append(read_effects(scan, reads.near(scan) if isinstance(reads, Words) else reads(scan)))
+        sides["reading"] = read_effects(scan, reads.near(scan) if isinstance(reads, Words) else reads(scan))
         names.append(f"reads {getattr(reads, 'name', 'these positions')}")
     if writes is not None:
-        effect = write_effects(scan, writes.tokens(scan))
-        sides.append(-effect if lowers else effect)
+        sides["writing"] = write_effects(scan, writes.tokens(scan)) * (-1 if lowers else 1)
         names.append(f"{'lowers' if lowers else 'raises'} {writes.name}")
-    effects = torch.stack(sides)
+    effects = torch.stack(list(sides.values()))
     score = effects.clamp(min=0).prod(0)
     members = (effects >= least).all(0).nonzero()[:, 0]
     members = members[score[members].argsort(descending=True)]
-    return Parts(", ".join(names), "neuron", members, score[members], scan.means)
+    return Found(", ".join(names), "neuron", members, score[members], scan.means, least=least, **sides)
 
 
-def matched_sets(scan: Scan, parts: Parts, count: int = 16, seed: int = 0, pool: int = 20) -> list[Parts]:
-    """Random sets of as many other neurons, alike in how much they write and how loud they are.
+def matched_sets(scan: Scan, parts: Parts, alike: Alike = "size", count: int = 16, seed: int = 0) -> list[Parts]:
+    """Random sets of as many other neurons: the controls of a claim about some neurons.
 
-    Each member is replaced by one of its `pool` nearest in the norm of its write and in its mean size, both on a log
-    scale; no member and none twice. Such sets do not fit a claim about strong writes: they share them.
+    alike: `size`, in how much they write and how loud they are; `reading` or `writing`, besides in one half of what
+    these neurons were found by (`find_neurons`), where neurons that have the other half too are left out.
+    Each member is replaced by one of its nearest; no member and none twice. Sets alike in size do not fit a claim
+    about strong writes: they share them. A small family has fewer than `count` different sets, if any.
+
+        ablate(confirm, found, where=…, against=matched_sets(explore, found, alike="reading"))
+
+    Raises:
+        WorkbookError: the neurons were not found by that half.
     """
     size = scan.activations.abs().mean(0)
     features = torch.stack([scan.model.W_out[0].norm(dim=1), size], 1).clamp(min=1e-9).log()
-    chosen = nearest_sets(parts.index, features, count, seed, pool)
-    return [Parts("matched set", "neuron", index, means=parts.means) for index in chosen]
+    usable, pool = torch.ones(len(features), dtype=torch.bool), 20
+    if alike != "size":
+        effect = getattr(parts, alike, None)
+        if effect is None:
+            raise WorkbookError(
+                f"These neurons were not found by their {alike}: find_neurons(scan, reads=…, writes=…)."
+            )
+        features, pool = torch.cat([features, effect[:, None].expand(-1, 4)], 1), 10  # its distance counts twice
+        other = parts.writing if alike == "reading" else parts.reading
+        usable = usable if other is None else other < parts.least
+    chosen = nearest_sets(parts.index, features, count, seed, pool, usable)
+    return [Parts(f"alike in {alike}", "neuron", index, means=parts.means) for index in chosen]
 
 
 def nearest_sets(
-    members: Tensor, features: Float[Tensor, "neuron feature"], count: int, seed: int = 0, pool: int = 20
-) -> list[Tensor]:
-    """Sets in which each member is replaced by one of its `pool` nearest in the features, no member and none twice."""
+    members: Int[Tensor, " k"],
+    features: Float[Tensor, "neuron feature"],
+    count: int,
+    seed: int = 0,
+    pool: int = 20,
+    usable: Bool[Tensor, " neuron"] | None = None,
+) -> list[Int[Tensor, " k"]]:
+    """Different sets in which each member is replaced by one of its `pool` nearest in the features, no member and none
+    twice; `usable` limits the choice. There can be fewer than `count`."""
     if not len(members):
         return [members] * count
     generator = torch.Generator().manual_seed(seed)
     scaled = (features - features.mean(0)) / features.std(0).clamp(min=1e-9)
     distance = torch.cdist(scaled[members], scaled)
     distance[:, members] = torch.inf
-    reach = min(pool + len(members), len(features) - len(members))
-    sets = []
-    for _ in range(count):
+    if usable is not None:
+        distance[:, ~usable] = torch.inf
+    reach = min(pool + len(members), int(distance[0].isfinite().sum()))
+    nearest = distance.topk(reach, largest=False).indices.tolist()
+    sets: dict[frozenset[int], list[int]] = {}
+    for _ in range(10 * count if reach >= len(members) else 0):
         chosen: list[int] = []
-        for row in distance.topk(reach, largest=False).indices.tolist():
+        for row in nearest:
             free = [j for j in row if j not in chosen][:pool]
             chosen.append(free[int(torch.randint(len(free), (1,), generator=generator))])
-        sets.append(torch.tensor(chosen))
-    return sets
+        sets.setdefault(frozenset(chosen), chosen)
+        if len(sets) == count:
+            break
+    return [torch.tensor(chosen) for chosen in sets.values()]

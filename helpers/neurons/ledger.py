@@ -1,6 +1,5 @@
 """The ledger: one row a neuron, everything measured of it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -8,58 +7,49 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from helpers.core.files import write_text
+from helpers.core.contexts import token_classes
+from helpers.core.files import WorkbookError, results_folder, write_text
+from helpers.core.scan import Scan, decoder
 from helpers.core.stories import CLASSES
 from helpers.neurons.statistics import NeuronStats
-from helpers.neurons.writes import roles, supported_classes
+from helpers.neurons.writes import roles, supported_classes, write_shape
+
+NAME = "02_ledger.csv"
 
 
-def build_ledger(
-    stats: NeuronStats,
-    shape: dict[str, Tensor],
-    effect: Float[Tensor, " neuron"],
-    class_effect: Float[Tensor, "neuron class"],
-    class_names: list[str],
-    decode: Callable[[int], str],
-) -> pd.DataFrame:
+def build_ledger(scan: Scan, stats: NeuronStats, effects: Float[Tensor, "neuron class"]) -> pd.DataFrame:
     """Join the measurements of every neuron into a table, the row's number being the neuron's.
 
-    effect: change in loss on confirm when the neuron is mean-ablated, nats a token. class_effect: the same by class
-    of the next token. decode: turns a token's id into text.
+    scan: explore text, and stats: of it. effects: change in loss when the neuron is mean-ablated, nats a token, over
+    all positions (the first column) and before each of CLASSES (the others), on confirm text.
     """
-    columns: dict[str, object] = {"effect": effect.numpy()}
+    word, shape = decoder(scan.model.tokenizer), write_shape(scan.model, _classes(scan))
+    columns: dict[str, object] = {"effect": effects[:, 0].numpy()}
     columns |= {name: values.float().numpy() for name, values in stats.moments().items()}
     columns |= {f"explained by {name}": share.float().numpy() for name, share in stats.explained().items()}
     columns |= {f"write {name}": shape[name].numpy() for name in ("kurtosis", "skew", "deviation")}
     columns |= {"io cosine": shape["io cosine"].numpy(), "role": roles(shape)}
     best = supported_classes(shape)
-    effects = shape["support"].gather(1, best[:, None])[:, 0]
-    columns |= {"supports": [CLASSES[c] for c in best], "support effect": effects.numpy()}
-    columns |= {f"effect on {name}": class_effect[:, i].numpy() for i, name in enumerate(class_names)}
-    columns |= {side: [_words(ids, decode) for ids in shape[side]] for side in ("promoted", "suppressed")}
-    columns["strongest on"] = [_words(ids, decode) for ids in strongest_tokens(stats)]
+    support = shape["support"].gather(1, best[:, None])[:, 0]
+    columns |= {"supports": [CLASSES[c] for c in best], "support effect": support.numpy()}
+    measured = zip(CLASSES, effects.T[1:], strict=False)
+    columns |= {f"effect on {name}": column.numpy() for name, column in measured if column.any()}
+    sides = {side: shape[side] for side in ("promoted", "suppressed")} | {"strongest on": strongest_tokens(stats)}
+    columns |= {side: [" ".join(word(i) for i in row) for row in ids.tolist()] for side, ids in sides.items()}
     return pd.DataFrame(columns).rename_axis("neuron")
 
 
-def read_classes(stats: NeuronStats, least: int = 50) -> Int[Tensor, " neuron"]:
-    """The class of the current word (number in CLASSES, seen at least `least` times) on which a neuron's mean is highest."""
-    grouping = stats.groupings["part of speech"]
-    ids, kept = torch.tensor(list(grouping.rows)), grouping.counts >= least
-    means = grouping.sums[kept] / grouping.counts[kept, None].float()
-    return ids[kept][means.argmax(0)]
+def _classes(scan: Scan) -> Int[Tensor, " vocabulary"]:
+    """The class of every token, -1 where it is not known (everywhere, in untagged stories)."""
+    vocabulary = scan.model.cfg.d_vocab
+    tagged = bool(scan.encoded[0].story.words)
+    return token_classes(scan.context, vocabulary) if tagged else torch.full((vocabulary,), -1)
 
 
 def strongest_tokens(stats: NeuronStats, top: int = 8, least: int = 5) -> Int[Tensor, "neuron top"]:
     """The current tokens (seen at least `least` times) on which each neuron's mean activation is highest."""
-    grouping = stats.groupings["current token"]
-    ids = torch.tensor(list(grouping.rows))
-    kept = grouping.counts >= least
-    means = grouping.sums[kept] / grouping.counts[kept, None].float()
-    return ids[kept][means.topk(min(top, len(means)), dim=0).indices].T
-
-
-def _words(ids: Int[Tensor, " k"], decode: Callable[[int], str]) -> str:
-    return " ".join(decode(i) for i in ids.tolist())
+    tokens, means = stats.groupings["current token"].means(least)
+    return tokens[means.topk(min(top, len(means)), dim=0).indices].T
 
 
 def save_ledger(ledger: pd.DataFrame, path: str | Path, digits: int = 4) -> Path:
@@ -67,16 +57,34 @@ def save_ledger(ledger: pd.DataFrame, path: str | Path, digits: int = 4) -> Path
     return write_text(path, ledger.round(digits).to_csv(float_format=f"%.{digits}g", lineterminator="\n"))
 
 
+def read_ledger(path: str | Path | None = None) -> pd.DataFrame:
+    """The stored table of all neurons of the project's model (or another ledger), one row a neuron.
+
+        ledger = read_ledger()
+        ledger.sort_values("effect", ascending=False).head()
+        search(ledger, writes="nest")
+
+    Raises:
+        WorkbookError: there is none yet.
+    """
+    path = Path(path) if path else results_folder() / "notebooks" / NAME
+    if not path.exists():
+        raise WorkbookError(f"There is no ledger at {path.name} yet: run notebook 02.")
+    return pd.read_csv(path, index_col="neuron", keep_default_na=False)
+
+
 def search(
-    ledger: pd.DataFrame, reads: str = "", writes: str = "", sort: str = "effect", rows: int = 12
+    ledger: pd.DataFrame, reads: str = "", raises: str = "", lowers: str = "", sort: str = "effect", rows: int = 12
 ) -> pd.DataFrame:
-    """Neurons that fire on a word and promote a word (either may be empty), sorted by any column.
+    """Neurons that fire on a word, promote one and suppress one (each may be empty), sorted by any column.
 
     A word counts with or without the blank before it, in whatever case.
+
+        search(read_ledger(), lowers="he")
     """
     found = ledger
-    for column, word in (("strongest on", reads.strip()), ("promoted", writes.strip())):
-        if word:
+    for column, word in (("strongest on", reads), ("promoted", raises), ("suppressed", lowers)):
+        if word := word.strip().lower():
             plain = [words.lower().replace("␣", "").split(" ") for words in found[column]]
-            found = found[[word.lower() in words for words in plain]]
+            found = found[[word in words for words in plain]]
     return found.sort_values(sort, ascending=False).head(rows)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float, Int
+from sklearn.cluster import KMeans
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -79,18 +80,12 @@ def _names(of: list[int], order: list[int], shown: int) -> tuple[tuple[int, ...]
     return tuple(tuple(row) for row in members)
 
 
-def _centres(
-    points: Float[Tensor, "k d"], weights: Float[Tensor, " k"], count: int, rounds: int = 15
-) -> Float[Tensor, "centre d"]:
-    """Lloyd's algorithm from a weighted random start (seed 0)."""
-    generator = torch.Generator().manual_seed(0)
-    centres = points[torch.multinomial(weights, min(count, len(points)), generator=generator)]
-    for _ in range(rounds):
-        nearest = _assign(points, centres)
-        total = torch.zeros(len(centres)).index_add_(0, nearest, weights)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points * weights[:, None])
-        centres = torch.where(total[:, None] > 0, sums / total[:, None].clamp(min=1e-9), centres)
-    return centres
+def _centres(points: Float[Tensor, "k d"], weights: Float[Tensor, " k"], count: int) -> Float[Tensor, "centre d"]:
+    """k-means from a weighted random start (seed 0)."""
+    generator, count = torch.Generator().manual_seed(0), min(count, len(points))
+    start = points[torch.multinomial(weights, count, generator=generator)].numpy()
+    means = KMeans(count, init=start, n_init=1, max_iter=15).fit(points.numpy(), sample_weight=weights.numpy())
+    return torch.from_numpy(means.cluster_centers_).float()
 
 
 def _assign(points: Float[Tensor, "k d"], centres: Float[Tensor, "centre d"]) -> Int[Tensor, " k"]:

@@ -121,14 +121,14 @@ class Fitter:
         self.push += change
         self.gradient.addcmul_(self.curvature, change, value=-1)
 
-    def refit(self, names: list[str] | None = None) -> None:
-        """Newton steps for all amounts of a slot at once, slot after slot; with names, for all groups of these slots."""
-        for name in names or self.slots.names:
+    def refit(self) -> None:
+        """Newton steps for all amounts of a slot at once, slot after slot."""
+        for number, name in enumerate(self.slots.names):
             first, last = self.slots.rows[name]
             chosen = torch.zeros_like(self.amounts, dtype=torch.bool)
-            chosen[first:last] = self.slots.usable[first:last, None] if names else self.amounts[first:last] != 0
+            chosen[first:last] = self.amounts[first:last] != 0
             if chosen.any():
-                code = self.slots.code[self.slots.names.index(name)]
+                code = self.slots.code[number]
                 pull = torch.zeros_like(self.amounts).index_add_(0, code, self.gradient)
                 step = (pull - PRIOR * self.amounts) / self.bends * chosen
                 self.move(step, code[:, None].expand_as(self.push))
@@ -187,13 +187,3 @@ def propose(
         fitter.refit()
     fitter.expand()
     return fitter.rules(first_neuron)
-
-
-@torch.no_grad()
-def full_tables(slots: Slots, activations: Float[Tensor, "n neuron"], sweeps: int = 4) -> list[Rule]:
-    """The same with every value of every slot listed: no sentences, but what a sentence could at most come near."""
-    fitter = Fitter(slots, activations)
-    for _ in range(sweeps):
-        fitter.refit([name for name in slots.names if name not in slots.finer])
-        fitter.expand()
-    return fitter.rules(0)

@@ -9,14 +9,11 @@ import dataclasses
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.contexts import Contexts, state_names
-from helpers.core.estimates import Estimate
 from helpers.neurons.predicates import Coded, Wording
-from helpers.neurons.writes import logit_writes
 
 
 def expected_gelu(
@@ -114,52 +111,6 @@ def explained(
     return 1 - error / activations.var(0, unbiased=False).clamp(min=1e-12)
 
 
-def rules_explain(
-    rules: list[Rule], coded: Coded, activations: Float[Tensor, "n neuron"], part: int = 128
-) -> Float[Tensor, " neuron"]:
-    """`explained` by some rules, a few neurons at a time, so that their predictions never stand all at once."""
-    columns = zip(range(0, len(rules), part), activations.split(part, dim=1), strict=True)
-    return torch.cat([explained(predictions(rules[i : i + part], coded), own) for i, own in columns])
-
-
-def follows(
-    predicted: Float[Tensor, "n neuron"], activations: Float[Tensor, "n neuron"], dealt: Int[Tensor, " neuron"]
-) -> Float[Tensor, " neuron"]:
-    """Squared correlation of each neuron with the prediction dealt to it (a column's number): what that explains once
-    its mean and its scale are fitted anew."""
-    found = []
-    for a, numbers in zip(activations.split(64, dim=1), dealt.split(64), strict=True):
-        a, p = a - a.mean(0), predicted[:, numbers] - predicted[:, numbers].mean(0)
-        found.append((a * p).sum(0).square() / (a.square().sum(0) * p.square().sum(0)).clamp(min=1e-12))
-    return torch.cat(found)
-
-
-def derangement(count: int, seed: int) -> Int[Tensor, " count"]:
-    """A random permutation that leaves nothing in its place (a cycle through all of a random order)."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return torch.empty_like(order).scatter_(0, order, order.roll(1))
-
-
-def lookup_explained(
-    explore: Contexts,
-    activations: Float[Tensor, "n neuron"],
-    confirm: Contexts,
-    held_out: Float[Tensor, "m neuron"],
-    prior: float = 5.0,
-) -> Float[Tensor, " neuron"]:
-    """Share of each neuron's variance on confirm that a full table of means by current token explains.
-
-    No sentence, but the measure of one: means of explore, shrunk towards the overall mean by `prior` positions.
-    """
-    size = int(max(explore.token.max(), confirm.token.max())) + 1
-    sums = torch.zeros(size, activations.shape[1]).index_add_(0, explore.token, activations)
-    counts = torch.bincount(explore.token, minlength=size)[:, None]
-    table = (sums + prior * activations.mean(0)) / (counts + prior)
-    parts = zip(held_out.split(4096), confirm.token.split(4096), strict=True)
-    error = sum((part - table[tokens]).pow(2).sum(0) for part, tokens in parts)
-    return 1 - error / len(held_out) / held_out.var(0, unbiased=False).clamp(min=1e-12)
-
-
 def expected_words(
     predicted: Float[Tensor, "n neuron"], context: Contexts, vocabulary: int, least: int = 5, prior: float = 20.0
 ) -> Float[Tensor, "neuron vocabulary"]:
@@ -178,61 +129,3 @@ def expected_words(
         lift = (inside + prior * share) / (weight.sum(0) + prior) / share.clamp(min=1e-12)
         found.append(torch.where(counts[:, None] >= least, lift.log(), torch.nan).T)
     return torch.cat(found)
-
-
-def choose_writes(
-    model: TransformerBridge,
-    expected: Float[Tensor, "neuron vocabulary"],
-    known: Bool[Tensor, " vocabulary"],
-    seed: int,
-    top: int = 10,
-    rounds: int = 8,
-    neurons: Int[Tensor, " neuron"] | None = None,
-) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
-    """Tell each neuron's promoted tokens from another neuron's by what its rule expects to come next (`neurons`: the
-    numbers of the rows, where they are not all neurons).
-
-    Returns each neuron's share of right choices over `rounds` random pairings, and the correlation over known tokens
-    between its write and what its rule expects.
-    """
-    hoped = expected[:, known]
-    parts = (torch.arange(model.cfg.d_mlp) if neurons is None else neurons).split(256)
-    writes = torch.cat([logit_writes(model, part)[:, known] for part in parts])
-    promoted = writes.topk(top, dim=1).indices
-    own = hoped.gather(1, promoted).mean(1)
-    generator = torch.Generator().manual_seed(seed)
-    right = []
-    for _ in range(rounds):
-        other = torch.randperm(len(own), generator=generator)
-        theirs = hoped.gather(1, promoted[other]).mean(1)
-        itself = other == torch.arange(len(own))
-        right.append(torch.where(itself, 0.5, (own > theirs).float()))
-    score = [(x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp(min=1e-9) for x in (hoped, writes)]
-    return torch.stack(right).mean(0), (score[0] * score[1]).mean(1)
-
-
-def carried(
-    predicted: Float[Tensor, "n neuron"],
-    activations: Float[Tensor, "n neuron"],
-    story: Int[Tensor, " n"],
-    weight: Float[Tensor, " neuron"],
-    level: float,
-    draws: int = 300,
-) -> Estimate:
-    """Total weight of the neurons of which at least `level` is explained, with a bootstrap interval over stories.
-
-    The deviations that the errors are compared with are taken from the mean over all stories.
-    """
-    stories = int(story.max()) + 1
-    sums = [torch.zeros(stories, len(weight)) for _ in range(2)]
-    centre = activations.mean(0)
-    for p, a, s in zip(predicted.split(4096), activations.split(4096), story.split(4096), strict=True):
-        sums[0].index_add_(0, s, (a - p).square())
-        sums[1].index_add_(0, s, (a - centre).square())
-    drawn = torch.randint(stories, (draws, stories), generator=torch.Generator().manual_seed(0))
-    times = torch.nn.functional.one_hot(drawn, stories).sum(1).float()
-    times = torch.cat([torch.ones(1, stories), times])
-    share = 1 - (times @ sums[0]) / (times @ sums[1]).clamp(min=1e-9)
-    totals = (share >= level).float() @ weight
-    low, high = totals[1:].quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Estimate(totals[0].item(), low, high)

@@ -8,20 +8,20 @@ import hashlib
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.paths import POSITION_EDGES, POSITIONS
 from helpers.core.scan import Scan, walk
-from helpers.core.stories import Story
-from helpers.studies.tour import UNIVERSAL
+from helpers.core.stories import CLASSES, Story
 
 EDGES = [-1.0, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0]  # intervals of a neuron's activation; the last is open
 STRONGEST = 8  # examples kept of each neuron's largest activations
 SAMPLED = 2  # examples kept of each interval of each neuron's range
 SAMPLING = 8  # one position in this many is a candidate for those
 CONTEXT = 12  # tokens of context kept with an example, half of them before its token
+GROUPINGS = ("current token", "previous token", "part of speech", "position", "theme")
 
 
 @dataclasses.dataclass
@@ -34,16 +34,6 @@ class Grouping:
     )
     sums: Float[Tensor, "groups neuron"] | None = None
 
-    def _rows_of(self, groups: Int[Tensor, " g"], neurons: int) -> Int[Tensor, " g"]:
-        for group in groups.tolist():
-            self.rows.setdefault(group, len(self.rows))
-        missing = len(self.rows) - len(self.counts)
-        if missing:
-            self.counts = torch.cat([self.counts, torch.zeros(missing, dtype=torch.double)])
-            empty = torch.zeros(missing, neurons)
-            self.sums = empty if self.sums is None else torch.cat([self.sums, empty])
-        return torch.tensor([self.rows[group] for group in groups.tolist()], dtype=torch.long)
-
     def add(self, group: Int[Tensor, " n"], activations: Float[Tensor, "n neuron"]) -> None:
         """Add positions with their groups (any integers)."""
         present, inverse, counts = torch.unique(group, return_inverse=True, return_counts=True)
@@ -55,7 +45,13 @@ class Grouping:
         self, groups: Int[Tensor, " g"], counts: Float[Tensor, " g"], sums: Float[Tensor, "g neuron"]
     ) -> None:
         """Add sums over positions, one row a group."""
-        rows = self._rows_of(groups, sums.shape[1])
+        for group in groups.tolist():
+            self.rows.setdefault(group, len(self.rows))
+        missing = len(self.rows) - len(self.counts)
+        self.counts = torch.cat([self.counts, torch.zeros(missing, dtype=torch.double)])
+        empty = torch.zeros(missing, sums.shape[1])
+        self.sums = empty if self.sums is None else torch.cat([self.sums, empty])
+        rows = torch.tensor([self.rows[group] for group in groups.tolist()], dtype=torch.long)
         self.counts[rows] += counts
         self.sums[rows] += sums
 
@@ -63,6 +59,11 @@ class Grouping:
         """Add the groups of another part of the corpus."""
         if other.sums is not None:
             self.add_sums(torch.tensor(list(other.rows)), other.counts, other.sums)
+
+    def means(self, least: int = 1) -> tuple[Int[Tensor, " g"], Float[Tensor, "g neuron"]]:
+        """The groups of at least `least` positions, and their mean activations."""
+        kept = self.counts >= least
+        return torch.tensor(list(self.rows))[kept], self.sums[kept] / self.counts[kept, None].float()
 
     def explained(
         self, mean: Float[Tensor, " neuron"], variance: Float[Tensor, " neuron"]
@@ -75,100 +76,76 @@ class Grouping:
         return 1 - (1 - share) * (total - 1) / (total - kept.sum()).clamp(min=1)
 
 
-class NeuronStats:
-    """Moments, groupings and examples of every neuron."""
+class Examples:
+    """For every neuron the few positions of lowest key, with its activation and the tokens around it."""
 
-    def __init__(self, neurons: int, themes: list[str] = ()):
-        self.themes = list(themes)
+    def __init__(self, kept: int, neurons: int):
+        self.key = torch.full((kept, neurons), torch.inf)
+        self.value = torch.zeros(kept, neurons)
+        self.context = torch.zeros(kept, neurons, CONTEXT, dtype=torch.int32)
+
+    def add(
+        self,
+        key: Float[Tensor, "k neuron"],
+        value: Float[Tensor, "k neuron"],
+        context: Int[Tensor, "k neuron context"],
+    ) -> None:
+        """Add candidates; of equal keys the first stay."""
+        key, order = torch.cat([self.key, key]).sort(dim=0, stable=True)
+        order = order[: len(self.key)]
+        self.key = key[: len(self.key)]
+        self.value = torch.cat([self.value, value]).gather(0, order)
+        self.context = torch.cat([self.context, context]).gather(0, order[..., None].expand(-1, -1, CONTEXT))
+
+    def merge(self, other: "Examples") -> None:
+        """Add another part of the corpus's."""
+        self.add(other.key, other.value, other.context)
+
+
+class NeuronStats:
+    """Moments, groupings and examples of every neuron: the strongest, and some from each interval of its range, since
+    the strongest alone would flatter it."""
+
+    def __init__(self, neurons: int):
         self.count = 0
         self.powers = torch.zeros(4, neurons, dtype=torch.double)
         self.above = torch.zeros(neurons, dtype=torch.double)
         self.size = torch.zeros(neurons, dtype=torch.double)  # sum of absolute activations
-        self.groupings = {
-            name: Grouping() for name in ("current token", "previous token", "part of speech", "position", "theme")
-        }
-        self.top = torch.full((STRONGEST, neurons), -torch.inf)
-        self.top_context = torch.zeros(STRONGEST, neurons, CONTEXT, dtype=torch.int32)
-        self.priority = torch.full((len(EDGES), SAMPLED, neurons), torch.inf)
-        self.value = torch.zeros(len(EDGES), SAMPLED, neurons)
-        self.context = torch.zeros(len(EDGES), SAMPLED, neurons, CONTEXT, dtype=torch.int32)
+        self.groupings = {name: Grouping() for name in GROUPINGS}
+        self.strongest = Examples(STRONGEST, neurons)
+        self.sampled = [Examples(SAMPLED, neurons) for _ in EDGES]
 
     def add(self, batch: Scan) -> None:
-        """Add the scored positions of a batch."""
-        a = batch.flat(batch.streams.mlp_post)
+        """Add the positions of a batch, or of a held scan."""
+        a = batch.activations
         self.count += len(a)
         square = a * a
         self.powers += torch.stack([a.sum(0), square.sum(0), (square * a).sum(0), square.square().sum(0)])
         self.above += (a > 0).sum(0)
         self.size += a.abs().sum(0)
-        previous = torch.cat([torch.cat([story.tokens[:1], story.tokens[:-2]]) for story in batch.encoded])
-        self.groupings["current token"].add(batch.token, a)
-        self.groupings["previous token"].add(previous, a)
-        for name, number in self._labels(batch).items():
-            if (number >= 0).any():
-                one_hot = (
-                    torch.nn.functional.one_hot(number.clamp(min=0), int(number.max()) + 1).float()
-                    * (number >= 0)[:, None]
-                )
-                self.groupings[name].add_sums(
-                    torch.arange(one_hot.shape[1]), one_hot.sum(0).double(), one_hot.T @ a
-                )
-        self._add_examples(batch, a)
-
-    def _labels(self, batch: Scan) -> dict[str, Int[Tensor, " n"]]:
-        number = {name: i for i, name in enumerate(UNIVERSAL)}
-        own = torch.cat(
-            [torch.tensor([number.get(tag, -1) for tag in story.universal[:-1]]) for story in batch.encoded]
-        )
-        theme = {name: i for i, name in enumerate(self.themes)}
-        themes = torch.tensor([theme.get(story.story.theme, -1) for story in batch.encoded])
-        place = torch.bucketize(batch.pos + 1, torch.tensor(POSITION_EDGES), right=True) - 1
-        return {"part of speech": own, "theme": themes[batch.row], "position": place.clamp(max=len(POSITIONS))}
-
-    def _add_examples(self, batch: Scan, a: Float[Tensor, "n neuron"]) -> None:
+        for name, group in _groups(batch).items():
+            if (group >= 0).any():
+                self.groupings[name].add(group[group >= 0], a if (group >= 0).all() else a[group >= 0])
         contexts = example_contexts(batch)
-        hit, neuron = ((a > self.top[-1]) & _strongest(a)).nonzero(as_tuple=True)
-        for values, chosen, columns in _rank_columns(a[hit, neuron], hit, neuron, a.shape[1]):
-            self._keep_top(values, contexts[chosen], columns)
+        value, place = a.topk(min(STRONGEST, len(a)), dim=0)
+        self.strongest.add(-value, value, contexts[place])
         keys = torch.cat([_priorities(story.story.text, len(story.tokens) - 1) for story in batch.encoded])
         some = (keys < 1 / SAMPLING).nonzero()[:, 0]
-        if not len(some):
-            return
         values, keys = a[some], keys[some]
         interval = torch.bucketize(values, torch.tensor(EDGES), right=True).sub_(1).clamp_(min=0)
-        for i in range(len(EDGES)):
+        for i, examples in enumerate(self.sampled):
             masked = torch.where(interval == i, keys[:, None], torch.inf)
             best, place = masked.topk(min(SAMPLED, len(some)), dim=0, largest=False)
-            chosen = values.gather(0, place)
-            self._keep_sampled(i, best, chosen, contexts[some][place])
-
-    def _keep_top(self, values: Tensor, contexts: Tensor, columns: Tensor) -> None:
-        both = torch.cat([self.top[:, columns], values[None]])
-        order = both.argsort(dim=0, descending=True, stable=True)[:STRONGEST]
-        self.top[:, columns] = both.gather(0, order)
-        where = torch.cat([self.top_context[:, columns], contexts[None]])
-        self.top_context[:, columns] = where.gather(0, order[..., None].expand(-1, -1, CONTEXT))
-
-    def _keep_sampled(self, i: int, keys: Tensor, values: Tensor, contexts: Tensor) -> None:
-        both = torch.cat([self.priority[i], keys])
-        order = both.argsort(dim=0, stable=True)[:SAMPLED]
-        self.priority[i] = both.gather(0, order)
-        self.value[i] = torch.cat([self.value[i], values]).gather(0, order)
-        wide = order[..., None].expand(-1, -1, CONTEXT)
-        self.context[i] = torch.cat([self.context[i], contexts]).gather(0, wide)
+            examples.add(best, values.gather(0, place), contexts[some][place])
 
     def merge(self, other: "NeuronStats") -> None:
         """Add the statistics of another part of the corpus."""
-        self.count += other.count
-        for name in ("powers", "above", "size"):
+        for name in ("count", "powers", "above", "size"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, grouping in self.groupings.items():
             grouping.merge(other.groupings[name])
-        every = torch.arange(self.top.shape[1])
-        for k in range(STRONGEST):
-            self._keep_top(other.top[k], other.top_context[k], every)
-        for i in range(len(EDGES)):
-            self._keep_sampled(i, other.priority[i], other.value[i], other.context[i])
+        for mine, theirs in zip([self.strongest, *self.sampled], [other.strongest, *other.sampled], strict=True):
+            mine.merge(theirs)
 
     def moments(self) -> dict[str, Float[Tensor, " neuron"]]:
         """Mean, standard deviation, skew, excess kurtosis, share of positions above zero, mean size."""
@@ -189,8 +166,25 @@ class NeuronStats:
         }
 
 
+def _groups(batch: Scan) -> dict[str, Int[Tensor, " n"]]:
+    """The group of each position in each of GROUPINGS, -1 for none: token ids; numbers in CLASSES; the place in its
+    story in bins that double; a number made of the theme's name."""
+    number = {name: i for i, name in enumerate(CLASSES)}
+    tags = [number.get(tag, -1) for story in batch.encoded for tag in story.universal[:-1]]
+    themes = [_code(story.story.theme) for story in batch.encoded for _ in story.tokens[1:]]
+    place = torch.bucketize(batch.pos + 1, torch.tensor(POSITION_EDGES), right=True) - 1
+    previous = torch.where(batch.pos > 0, batch.token.roll(1), batch.token)
+    columns = (batch.token, previous, torch.tensor(tags), place.clamp(max=len(POSITIONS)), torch.tensor(themes))
+    return dict(zip(GROUPINGS, columns, strict=True))
+
+
+def _code(text: str) -> int:
+    """A number that stands for a text, the same in every run; -1 for none."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) if text else -1
+
+
 def example_contexts(batch: Scan) -> Int[Tensor, "n context"]:
-    """Token ids around each scored position: the six before, the token itself, the five after (-1 outside the story)."""
+    """Token ids around each position: the six before, the token itself, the five after (-1 outside the story)."""
     before, after = CONTEXT // 2, CONTEXT - CONTEXT // 2 - 1
     padded = [torch.nn.functional.pad(story.tokens, (before, after), value=-1) for story in batch.encoded]
     return torch.cat(
@@ -200,38 +194,12 @@ def example_contexts(batch: Scan) -> Int[Tensor, "n context"]:
 
 def _priorities(text: str, count: int) -> Float[Tensor, " count"]:
     """A fixed random number for every position of a text, the same in whatever order stories are read."""
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(count, generator=torch.Generator().manual_seed(_code(text)))
 
 
-def _strongest(a: Float[Tensor, "n neuron"]) -> Bool[Tensor, "n neuron"]:
-    """Each column's STRONGEST largest values; of equal ones (a neuron may be exactly 0 nearly everywhere) the first."""
-    least = a.topk(min(STRONGEST, len(a)), dim=0).values[-1]
-    chosen = a >= least
-    tied = (chosen.sum(0) > STRONGEST).nonzero()[:, 0]
-    more, equal = a[:, tied] > least[tied], a[:, tied] == least[tied]
-    chosen[:, tied] = more | equal & (equal.cumsum(0, dtype=torch.int32) <= STRONGEST - more.sum(0))
-    return chosen
-
-
-def _rank_columns(
-    values: Tensor, hit: Tensor, neuron: Tensor, neurons: int
-) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Split (value, position, neuron) triples into rounds in which each neuron occurs at most once."""
-    order = torch.argsort(neuron, stable=True)
-    values, hit, neuron = values[order], hit[order], neuron[order]
-    starts = torch.searchsorted(neuron, torch.arange(neurons))
-    rank = torch.arange(len(neuron)) - starts[neuron]
-    for r in range(int(rank.max()) + 1 if len(rank) else 0):
-        here = rank == r
-        yield values[here], hit[here], neuron[here]
-
-
-def collect(
-    model: TransformerBridge, stories: Iterable[Story], themes: list[str] = (), positions: int = 8192
-) -> NeuronStats:
-    """One streaming pass over stories."""
-    stats = NeuronStats(model.cfg.d_mlp, themes)
+def collect(model: TransformerBridge, stories: Iterable[Story], positions: int = 8192) -> NeuronStats:
+    """One streaming pass over stories; what a held scan has goes in with `NeuronStats.add`."""
+    stats = NeuronStats(model.cfg.d_mlp)
     with torch.no_grad():
         for batch in walk(model, stories, positions):
             stats.add(batch)

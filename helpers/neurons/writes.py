@@ -1,11 +1,12 @@
 """What neurons write: the effect of W_out on the logits, described."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.contexts import Contexts
+from helpers.core.scan import Scan, decoder
 from helpers.core.stories import CLASSES
 
 KURTOSIS = 10.0  # above it a write singles out a few tokens (Gurnee et al., 2024, "Universal Neurons in GPT2")
@@ -18,6 +19,12 @@ def logit_writes(model: TransformerBridge, neurons: Int[Tensor, " k"]) -> Float[
     """What one unit of each neuron's activation adds to every logit, before the final LayerNorm's scale."""
     w = model.W_out[0][neurons]
     return (w - w.mean(-1, keepdim=True)) @ model.W_U
+
+
+def top_words(scan: Scan, neuron: int, count: int = 8) -> tuple[list[str], list[str]]:
+    """The tokens that a neuron raises most, and those that it pushes down most, as text fit for a table."""
+    write, word = logit_writes(scan.model, torch.tensor([neuron]))[0], decoder(scan.model.tokenizer)
+    return tuple([word(i) for i in write.topk(count, largest=up).indices.tolist()] for up in (True, False))
 
 
 def write_shape(
@@ -91,13 +98,3 @@ def class_transitions(context: Contexts) -> Float[Tensor, "class class"]:
     )
     expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
     return torch.where(expected >= 1, ((counts + 1) / (expected + 1)).log(), 0)
-
-
-def likeliest_next(context: Contexts, top: int = 3) -> Bool[Tensor, "class class"]:
-    """Whether a class (column) is among the `top` classes that come next most often after a class (row)."""
-    counts = torch.zeros(len(CLASSES), len(CLASSES))
-    known = (context.tag >= 0) & (context.target_tag >= 0)
-    counts.index_put_(
-        (context.tag[known], context.target_tag[known]), torch.ones(int(known.sum())), accumulate=True
-    )
-    return torch.zeros_like(counts, dtype=torch.bool).scatter(1, counts.topk(top, dim=1).indices, True)

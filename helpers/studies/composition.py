@@ -14,7 +14,7 @@ from helpers.core.estimates import Estimate, jackknife
 from helpers.core.files import DATA, WorkbookError
 from helpers.core.scan import walk
 from helpers.core.stories import CLASSES, Story
-from helpers.neurons.ablation import class_probabilities
+from helpers.neurons.class_loss import class_probabilities
 from helpers.studies.lookups import bag
 
 Rest = Literal["A", "B", "mean"]
