@@ -111,3 +111,8 @@ def test_a_findings_file_that_is_cut_is_named(tmp_path, text):
     with pytest.raises(WorkbookError, match="02_x.json is not a findings file") as error:
         read_findings(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_finding_about_another_model_says_so():
+    assert finding(0.6, 0.7, about="handwritten").record()["about"] == "handwritten"
+    assert "about" not in finding(0.6, 0.7).record()

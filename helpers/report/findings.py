@@ -25,7 +25,8 @@ class Finding:
 
     sentence: in the words of words, heads and neurons. pair: value, control and difference, with their intervals.
     unit: of all of them. least: the smallest difference that would matter, said beforehand; why: its reason in a
-    clause. split: where it was measured; everything was chosen on another. digits: of the printed numbers.
+    clause. split: where it was measured; everything was chosen on another. digits: of the printed numbers. about: of
+    which model, where that is not the one under study ("handwritten").
     """
 
     sentence: str
@@ -35,6 +36,7 @@ class Finding:
     why: str
     split: str = "confirm"
     digits: int = 2
+    about: str = ""
 
     @property
     def verdict(self) -> str:
@@ -84,7 +86,9 @@ class Finding:
         }
         facts = {name: getattr(self, name) for name in ("unit", "least", "why", "split", "digits", "verdict")}
         rank = {"beaten": self.pair.beaten, "tried": self.pair.tried}
-        return {"sentence": self.sentence} | facts | numbers | {"control_name": self.pair.control_name} | rank
+        of_another = {"about": self.about} if self.about else {}
+        named = {"control_name": self.pair.control_name}
+        return {"sentence": self.sentence} | facts | numbers | named | rank | of_another
 
 
 def _rounded(value: float, digits: int) -> float | None:
@@ -115,7 +119,7 @@ class Findings:
         self.rows: list[Finding] = []
 
     def add(self, sentence: str, pair: Comparison, **fields) -> Finding:
-        """Record and return a finding (fields: unit, least, why, split, digits). The same sentence replaces its row."""
+        """Record and return a finding (fields: unit, least, why, split, digits, about). The same sentence replaces its row."""
         finding = Finding(sentence, pair, **fields)
         self.rows = [row for row in self.rows if row.sentence != sentence] + [finding]
         return finding
