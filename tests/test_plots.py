@@ -1,4 +1,4 @@
-"""Every figure can be drawn from small input, shows what it was given, and is saved whole."""
+"""The shared figures show what they were given, whatever characters it has, on no more than a page's width."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from helpers.core.estimates import Estimate
 from helpers.figures import base as plots
 
-SIZE = {"d_model": 256, "heads": 8, "d_head": 32, "neurons": 1024, "vocabulary": 4096, "context": 512}
 ESTIMATE = Estimate(1.234, 1.0, 1.5)
+COSTS = dict.fromkeys(plots.ROUTES, 0.0)
 
 
 def words(figure: Figure) -> str:
@@ -18,19 +18,22 @@ def words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(plt.Text))
 
 
+def flow(**costs: float) -> Figure:
+    """A flow in which only some routes are worth anything."""
+    given = {name.replace("_", " > "): cost for name, cost in costs.items()}
+    return plots.flow(COSTS | given, {name: f"the {name}" for name in plots.BOXES}, "What flows")
+
+
 @pytest.mark.parametrize(
     "draw, expected",
     [
-        (lambda: plots.diagram(SIZE), ["4,096 × 256", "8 heads of 32", "1,024 neurons", "direct path"]),
-        (lambda: plots.diagram(SIZE, {"MLP path": "casts 98 %"}), ["casts 98 %"]),
+        (lambda: flow(MLP_logits=8.65), ["8.65", "0.00", "the heads", "What flows"]),
         (lambda: plots.bars({"one": 2.0, "two": ESTIMATE}, "Title", "nats"), ["one", "1.23", "2.00", "Title", "nats"]),
-        (lambda: plots.bars({"minus": -1.5}, "Title", "nats", line=(0.5, "guess")), ["-1.50", "guess"]),
+        (lambda: plots.bars({"minus": -1.5}, "Title", "nats"), ["-1.50"]),
         (lambda: plots.paired_bars(["a", "b"], {"x": [1.0, 2.0], "y": [ESTIMATE] * 2}, "T", "u"), ["a", "x", "1.23"]),
-        (lambda: plots.curves([1, 2, 4], {"up": [1, 2, 3]}, "T", "place", "nats", log_x=True), ["up", "place"]),
-        (lambda: plots.token_grid(np.eye(2), [" a", "\n"], ["r", "s"], "T", "logits"), [" a", "\\n", "r", "logits"]),
-        (lambda: plots.token_grid(np.zeros((1, 2)), ["a", "b"], ["r"], "T", "share", signed=False), ["share"]),
-        (lambda: plots.pattern_grid(np.ones((3, 4, 4)), list("abcd"), "T"), ["head 0", "head 2", "a", "d", "T"]),
-        (lambda: plots.pattern_grid(np.ones((5, 2, 2)), list("ab"), "T"), ["head 4"]),
+        (lambda: plots.token_grid(np.eye(2), [" a", "\n"], ["r", "s"], "T", "logits"), [" a", "⏎", "r", "logits"]),
+        (lambda: plots.token_grid(np.zeros((1, 2)), ["a", "b"], ["r"], "T", "share", signed=False), ["share", "0.0"]),
+        (lambda: plots.token_grid(np.eye(2), ["a", "b"], ["r", "s"], "T", "u", names=("across", "down")), ["across", "down"]),
         (lambda: plots.coloured_text([" Hi", ".", "\n", "Oh"], np.array([1, 0, 2, 0.5]), "T", "nats"), ["H", "nats"]),
     ],
 )  # fmt: skip
@@ -40,6 +43,59 @@ def test_a_figure_shows_what_it_was_given(draw, expected):
     assert plt.get_fignums() == []  # closed, so that a notebook shows it once
     shown = words(figure)
     assert [text for text in expected if text not in shown] == []
+
+
+def band(figure: Figure, name: str) -> float:
+    """How high the band of a route is where it starts."""
+    patch = figure.axes[0].collections[list(plots.ROUTES).index(name)]
+    (x, _), *_ = plots.ROUTES[name][0]
+    heights = [y for a, y in patch.get_paths()[0].vertices if a == x]
+    return max(heights) - min(heights)
+
+
+def test_a_route_is_as_wide_as_what_cutting_it_costs():
+    figure = flow(MLP_logits=8.0, heads_MLP=2.0, token_logits=-0.5)
+    assert band(figure, "MLP > logits") == pytest.approx(4 * band(figure, "heads > MLP"))
+    assert band(figure, "token > logits") == band(figure, "position > logits") == 0
+
+
+def test_where_nothing_was_measured_no_number_is_drawn():
+    nothing = Estimate(np.nan, np.nan, np.nan)
+    shown = words(plots.bars({"one": nothing, "two": 1.0}, "T", "nats"))
+    assert "nan" not in shown and "1.00" in shown
+    grid = plots.token_grid(np.array([[np.nan, 1.0]]), ["a", "b"], ["r"], "T", "nats")
+    assert "nan" not in words(grid) and "–" in words(grid)
+
+
+MARKUP = ["$5", "$\\frac{", "x_1^2", "\\n"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.token_grid(np.ones((4, 4)), MARKUP, MARKUP, "$a$ and $b$", "nats", names=("$x$", "$y$")),
+        lambda: plots.bars(dict.fromkeys(MARKUP, 1.0), "$a$ and $b$", "nats"),
+        lambda: plots.paired_bars(MARKUP, {"one": [1.0] * 4}, "$a$ and $b$", "nats"),
+        lambda: plots.coloured_text(MARKUP, np.ones(4), "$a$ and $b$", "nats"),
+    ],
+)
+def test_no_token_is_read_as_mathematics(draw):
+    figure = draw()
+    figure.canvas.draw()
+    risky = [text for text in figure.findobj(plt.Text) if "$" in text.get_text()]
+    assert risky and not any(text.get_parse_math() for text in risky)
+
+
+def test_a_long_prompt_makes_no_figure_wider_than_a_page():
+    prompt = "Once upon a time " * 60
+    figure = plots.token_grid(
+        np.ones((2, 60)), [prompt] * 60, ["a", "b"], f"After {plots.label(prompt, 60)}", "logits"
+    )
+    assert figure.get_figwidth() <= 10 and len(plots.label(prompt, 60)) == 60
+    figure.canvas.draw()
+    assert all(axis.get_window_extent().width > 300 for axis in figure.axes[:1])
+    title = plots.bars({"a": 1.0}, "A sentence that goes on and on. " * 8, "nats").axes[0].get_title("left")
+    assert max(map(len, title.splitlines())) <= 9.5 * plots.WIDTH
 
 
 def test_long_text_wraps_and_shades_follow_the_values():
@@ -53,13 +109,12 @@ def test_long_text_wraps_and_shades_follow_the_values():
 def test_a_saved_figure_is_a_png_that_is_the_same_every_time(tmp_path):
     paths = [tmp_path / "new" / "a.png", tmp_path / "b.png"]
     for path in paths:
-        figure = plots.curves([1, 2], {"x": [1, 2]}, "T", "a", "b")
+        figure = plots.bars({"a": 1.0}, "T", "nats")
         assert plots.save(figure, path) is figure
     first, second = (path.read_bytes() for path in paths)
     assert first.startswith(b"\x89PNG") and first == second
 
 
 def test_a_figures_plain_text_is_its_titles_so_that_pages_can_describe_it():
-    assert repr(plots.curves([1, 2], {"x": [1, 2]}, "The loss\nfalls", "a", "b")) == "Figure: The loss falls"
-    assert repr(plots.pattern_grid(np.ones((1, 2, 2)), list("ab"), "Names")) == "Figure: Names; head 0"
+    assert repr(plots.bars({"a": 1.0}, "The loss\nfalls", "nats")) == "Figure: The loss falls"
     assert repr(plots.new_axes(2, 2)[0]) == "Figure: untitled"

@@ -1,30 +1,32 @@
-"""All static figures. Every function draws from plain values and returns the figure; none computes a result."""
+"""What all static figures share, and the plain kinds of them. Every function draws from plain values and returns the
+figure; none computes a result."""
 
 import io
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch
 from PIL import Image as Pillow
 
 from helpers.core.estimates import Estimate
 from helpers.core.files import write_atomic
 
-COLOURS = {
-    "model": "#1b6ca8",
-    "baseline": "#b8b8b8",
-    "control": "#e08e45",
-    "accent": "#b3365a",
-    "ink": "#333333",
-}
+COLOURS = {"model": "#1b6ca8", "baseline": "#b8b8b8", "control": "#e08e45", "accent": "#b3365a", "ink": "#333333"}
 STYLE = {
-    "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100, "font.size": 10, "axes.titlesize": 11,
+    "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 10, "axes.titlesize": 11,
     "axes.titlelocation": "left", "axes.edgecolor": "#888888", "figure.constrained_layout.use": True, "svg.hashsalt": "0",
 }  # fmt: skip
+PLAIN = {"parse_math": False}  # for every text that may hold a token: two dollars are no formula
+WIDTH = 8.5  # inches; what a page shows without shrinking
+Value = float | Estimate
+Series = dict[str, list[Value]]
 
 
 class Titled(Figure):
@@ -36,12 +38,25 @@ class Titled(Figure):
 
 
 def new_axes(width: float, height: float, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    """A figure with a row of axes, in the workbook's style."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, columns, figsize=(width, height), squeeze=False, FigureClass=Titled, **options
-        )
+        options |= {"figsize": (width, height), "squeeze": False, "FigureClass": Titled}
+        figure, axes = plt.subplots(1, columns, **options)
     plt.close(figure)  # the notebook shows the returned figure, once
     return figure, axes[0]
+
+
+def entitle(axis: Axes, title: str, x: str = "", y: str = "") -> None:
+    """Title (wrapped to the width of the axes' figure) and axis labels, none of them read as mathematics."""
+    axis.set_title(textwrap.fill(title, int(9.5 * axis.figure.get_figwidth())), loc="left", **PLAIN)
+    axis.set_xlabel(x, **PLAIN)
+    axis.set_ylabel(y, **PLAIN)
+
+
+def label(text: str, most: int = 16) -> str:
+    """A token or prompt in a figure: line breaks are seen, and of a long one the end."""
+    seen = text.replace("\n", "⏎").replace("\t", " ")
+    return seen if len(seen) <= most else "…" + seen[1 - most :]
 
 
 def save(figure: Figure, path: Path) -> Figure:
@@ -52,238 +67,144 @@ def save(figure: Figure, path: Path) -> Figure:
 
 def small(figure: Figure, colours: int = 64) -> Image:
     """A figure as a picture of few colours, a fraction of its size in a stored notebook."""
-    buffer, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    picture = Pillow.open(buffer).convert("RGB").quantize(colours, method=Pillow.Quantize.MEDIANCUT)
-    picture.save(packed, format="png", optimize=True)
-    return Image(packed.getvalue(), alt="figure")
+    whole, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi=110)
+    picture = Pillow.open(whole).convert("RGB").quantize(colours, Pillow.Quantize.MEDIANCUT)
+    picture.save(packed, "png", optimize=True)
+    return Image(packed.getvalue(), alt=repr(figure).removeprefix("Figure: "))
 
 
-def diagram(size: dict[str, int], notes: dict[str, str] | None = None) -> Figure:
-    """The paths from input tokens to logits in a one-layer model.
-
-    size: d_model, heads, d_head, neurons, vocabulary, context. notes: a measured line for each of "direct path",
-    "head paths", "MLP path".
-    """
-    figure, (axis,) = new_axes(10, 4.6)
-    axis.set(xlim=(0, 100), ylim=(0, 48))
-    axis.axis("off")
-    arrow = {"arrowstyle": "-|>", "lw": 9, "color": "#d6dde4", "shrinkA": 0, "shrinkB": 0}
-    axis.annotate("", (79, 22), (21, 22), arrowprops=arrow, zorder=1)
-    axis.text(
-        50, 17.5, f"residual stream: {size['d_model']} numbers at each position", color="#667788", ha="center"
-    )
-    boxes = {
-        (
-            11,
-            22,
-        ): f"embed\ntoken W_E {size['vocabulary']:,} × {size['d_model']}\nposition W_pos {size['context']:,} × {size['d_model']}",
-        (
-            36,
-            40,
-        ): f"attention\n{size['heads']} heads of {size['d_head']}\nmove information\nbetween positions",
-        (64, 40): f"MLP\n{size['neurons']:,} neurons\nread one position,\nwrite back to it",
-        (89, 22): f"final LayerNorm\nunembed W_U\n{size['d_model']} × {size['vocabulary']:,}",
-    }
-    edges = (COLOURS["ink"], COLOURS["model"], COLOURS["accent"], COLOURS["ink"])
-    for ((x, y), text), edge in zip(boxes.items(), edges, strict=True):
-        axis.add_patch(
-            FancyBboxPatch(
-                (x - 9.5, y - 6.5), 19, 13, boxstyle="round,pad=0.3", fc="white", ec=edge, lw=1.5, zorder=2
-            )
-        )
-        axis.text(x, y, text, ha="center", va="center", fontsize=9, zorder=3)
-    for x, colour in ((36, COLOURS["model"]), (64, COLOURS["accent"])):
-        for start, end in (((x - 8, 23.2), (x - 5, 33)), ((x + 5, 33), (x + 8, 23.2))):
-            axis.add_patch(
-                FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, lw=1.6, color=colour, zorder=2)
-            )
-        axis.text(x - 7.6, 28, "reads", ha="right", fontsize=9)
-        axis.text(x + 7.8, 28, "adds", fontsize=9)
-    routes = {
-        "direct path": ("embed → logits", COLOURS["ink"]),
-        "head paths": (f"{size['heads']} × embed → head → logits, or on into the MLP", COLOURS["model"]),
-        "MLP path": ("all that stands in the stream → neurons → logits", COLOURS["accent"]),
-    }
-    for i, (name, (route, colour)) in enumerate(routes.items()):
-        axis.text(2, 10.5 - 4.2 * i, name, color=colour, weight="bold")
-        axis.text(14, 10.5 - 4.2 * i, (notes or {}).get(name, route))
-    return figure
+def _bars(axis: Axes, places: np.ndarray, values: list[Value], digits: int, **style) -> None:
+    """Horizontal bars with their intervals, and their values written on."""
+    ends = [(v.mean, v.low, v.high) if isinstance(v, Estimate) else (v, v, v) for v in values]
+    mean, low, high = np.array(ends, dtype=float).reshape(-1, 3).T
+    error = {"xerr": [mean - low, high - mean]} if (low < high).any() else {}
+    axis.barh(places, mean, error_kw={"lw": 1.2, "ecolor": COLOURS["ink"]}, **error, **style)
+    offset = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+    for y, here, right in zip(places, mean, np.maximum(high, 0), strict=True):
+        if np.isfinite(right):  # not where nothing was measured
+            axis.annotate(f"{here:.{digits}f}", (right, y), **offset)
 
 
 def bars(
-    rows: dict[str, float | Estimate],
-    title: str,
-    unit: str,
-    colours: dict[str, str] | None = None,
-    line: tuple[float, str] | None = None,
-    digits: int = 2,
+    rows: dict[str, Value], title: str, unit: str, colours: dict[str, str] | None = None, digits: int = 2
 ) -> Figure:
-    """Horizontal bars with their values written on; an Estimate shows its interval. `line` marks a reference value."""
-    figure, (axis,) = new_axes(8.5, 1.0 + 0.36 * len(rows))
-    for y, (_name, value) in enumerate(rows.items()):
-        mean = value.mean if isinstance(value, Estimate) else value
-        error = np.array([[mean - value.low], [value.high - mean]]) if isinstance(value, Estimate) else None
-        axis.barh(
-            y,
-            mean,
-            xerr=error,
-            color=(colours or {}).get(_name, COLOURS["model"]),
-            height=0.68,
-            error_kw={"lw": 1.2, "ecolor": COLOURS["ink"]},
-        )
-        right = max(mean, value.high) if isinstance(value, Estimate) else max(mean, 0)
-        axis.annotate(
-            f"{mean:.{digits}f}",
-            (max(right, 0), y),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
-    if line:
-        axis.axvline(line[0], color=COLOURS["accent"], lw=1.2, ls="--")
-        title = f"{title} (dashed: {line[1]})"
-    axis.set_yticks(range(len(rows)), list(rows))
+    """Horizontal bars with their values written on; an Estimate shows its interval."""
+    figure, (axis,) = new_axes(WIDTH, 1.1 + 0.34 * len(rows))
+    each = [(colours or {}).get(name, COLOURS["model"]) for name in rows]
+    _bars(axis, np.arange(len(rows)), list(rows.values()), digits, color=each, height=0.68)
+    axis.set_yticks(range(len(rows)), list(rows), **PLAIN)
     axis.invert_yaxis()
-    axis.set(title=title, xlabel=unit)
     axis.margins(x=0.1)
+    entitle(axis, title, unit)
     return figure
 
 
 def paired_bars(
-    labels: list[str],
-    series: dict[str, list[float] | list[Estimate]],
-    title: str,
-    unit: str,
-    colours: list[str] | None = None,
-    digits: int = 2,
+    labels: list[str], series: Series, title: str, unit: str, colours: list[str] = (), digits: int = 2
 ) -> Figure:
     """Groups of horizontal bars, one bar a series in each group; Estimates show their intervals."""
-    figure, (axis,) = new_axes(8.5, 1.1 + 0.22 * len(labels) * len(series) + 0.1 * len(labels))
+    figure, (axis,) = new_axes(WIDTH, 1.2 + 0.22 * len(labels) * len(series) + 0.1 * len(labels))
     height = 0.8 / len(series)
-    palette = colours or [COLOURS["model"], COLOURS["accent"], COLOURS["control"]]
+    palette = colours or [COLOURS["model"], COLOURS["accent"], COLOURS["control"], COLOURS["baseline"]]
     for i, (name, values) in enumerate(series.items()):
         places = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * height
-        rows = [value if isinstance(value, Estimate) else Estimate(value, value, value) for value in values]
-        means = [row.mean for row in rows]
-        errors = [[row.mean - row.low for row in rows], [row.high - row.mean for row in rows]]
-        style = {"lw": 1, "ecolor": COLOURS["ink"]}
-        axis.barh(places, means, xerr=errors, height=height * 0.92, label=name, color=palette[i], error_kw=style)
-        for y, row in zip(places, rows, strict=True):
-            place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
-            axis.annotate(f"{row.mean:.{digits}f}", (max(row.high, 0), y), **place)
-    axis.set_yticks(range(len(labels)), labels)
+        _bars(axis, places, values, digits, height=height * 0.92, label=name, color=palette[i])
+    axis.set_yticks(range(len(labels)), labels, **PLAIN)
     axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.set(title=title, xlabel=unit)
     axis.margins(x=0.08)
-    figure.legend(frameon=False, loc="outside lower center", ncols=len(series), fontsize=9)
-    return figure
-
-
-def curves(
-    x: list,
-    series: dict[str, list[float]],
-    title: str,
-    x_name: str,
-    y_name: str,
-    log_x: bool = False,
-    colours: dict[str, str] | None = None,
-) -> Figure:
-    """Lines over a common x, each named at its end."""
-    figure, (axis,) = new_axes(8.5, 3.4)
-    for name, values in series.items():
-        axis.plot(x, values, marker="o", ms=3, lw=1.6, label=name, color=(colours or {}).get(name))
-    if log_x:
-        axis.set_xscale("log")
-    axis.set(title=title, xlabel=x_name, ylabel=y_name)
-    axis.legend(frameon=False, ncols=2, fontsize=8.5)
+    entitle(axis, title, unit)
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(series), fontsize=10)
     return figure
 
 
 def token_grid(
-    values: np.ndarray,
+    values: Float[np.ndarray, "row column"],
     tokens: list[str],
     rows: list[str],
     title: str,
     unit: str,
     signed: bool = True,
     digits: int = 1,
+    names: tuple[str, str] = ("", ""),
 ) -> Figure:
-    """A heat map, one row a part of the model and one column a token; zero is white. Colours end at the 98th percentile."""
-    figure, (axis,) = new_axes(max(7.0, 0.42 * len(tokens) + 2.2), 0.34 * len(rows) + 1.7)
-    limit = max(1e-6, float(np.quantile(np.abs(values), 0.98)))
+    """A heat map, a row for each part of the model and a column for each token (or what `names` say of the two axes).
+
+    Zero is white, and what could not be measured (nan) empty; colours end at the 98th percentile.
+    """
+    figure, (axis,) = new_axes(min(10.0, max(7.0, 0.45 * len(tokens) + 2.2)), 0.34 * len(rows) + 1.8)
+    known = np.nan_to_num(values)
+    limit = max(1e-6, float(np.quantile(np.abs(known), 0.98)))
     scale = {"cmap": "RdBu", "norm": TwoSlopeNorm(0, -limit, limit)} if signed else {"cmap": "Blues", "vmin": 0}
     image = axis.imshow(values, aspect="auto", **scale)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.set_xticks(
-        range(len(tokens)), [repr(token)[1:-1] for token in tokens], rotation=60, ha="right", fontsize=8.5
-    )
-    axis.set_title(title)
-    if values.size <= 160:
+    axis.set_yticks(range(len(rows)), rows, **PLAIN)
+    axis.set_xticks(range(len(tokens)), [label(token) for token in tokens], rotation=50, ha="right", **PLAIN)
+    entitle(axis, title, *names)
+    if 72 * figure.get_figwidth() / (len(tokens) + 5) > 8 * (digits + 1):  # a cell is wide enough for its number
         for (y, x), value in np.ndenumerate(values):
             ink = "white" if abs(value) > 0.6 * limit else COLOURS["ink"]
-            axis.text(
-                x,
-                y,
-                f"{round(float(value), digits) + 0.0:.{digits}f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=ink,
-            )
-    beyond = (
-        "both" if np.abs(values).max(initial=0) > limit and signed else "neither"
-    )  # values past the last colour
-    figure.colorbar(image, ax=axis, label=unit, shrink=0.9, extend=beyond)
+            text = f"{round(float(value), digits) + 0.0:.{digits}f}".replace("nan", "–")
+            axis.text(x, y, text, ha="center", va="center", fontsize=8.5, color=ink)
+    past = signed and np.abs(known).max(initial=0) > limit  # values beyond the last colour
+    figure.colorbar(image, ax=axis, label=unit, shrink=0.9, extend="both" if past else "neither")
     return figure
 
 
-def pattern_grid(patterns: np.ndarray, tokens: list[str], title: str) -> Figure:
-    """Attention patterns [head query key] as one small map a head."""
-    heads = len(patterns)
-    columns = min(4, heads)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            -(-heads // columns),
-            columns,
-            figsize=(9.5, 2.5 * -(-heads // columns)),
-            squeeze=False,
-            FigureClass=Titled,
-        )
-    plt.close(figure)
-    for h, axis in enumerate(axes.flat):
-        axis.axis("off") if h >= heads else axis.imshow(patterns[h], cmap="Blues", vmin=0, vmax=1)
-        axis.set_title(f"head {h}" if h < heads else "", fontsize=9)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    axes[0, 0].set_yticks([0, len(tokens) - 1], [tokens[0], repr(tokens[-1])[1:-1]], fontsize=7)
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def coloured_text(tokens: list[str], values: np.ndarray, title: str, unit: str, width: int = 88) -> Figure:
+def coloured_text(
+    tokens: list[str], values: Float[np.ndarray, " token"], title: str, unit: str, width: int = 84
+) -> Figure:
     """Running text, every token shaded by its value; lines wrap at about `width` characters."""
-    lines: list[list[int]] = [[]]
-    length = 0
-    for i, token in enumerate(tokens):
-        if length + len(token) > width or token.startswith("\n"):
-            lines.append([])
-            length = 0
-        lines[-1].append(i)
-        length += len(token)
-    figure, (axis,) = new_axes(9.6, 0.27 * len(lines) + 0.95)
-    high = max(1e-6, float(np.max(values)))
-    for y, line in enumerate(lines):
-        x = 0
-        for i in line:
-            text = tokens[i].replace("\n", "")
-            shade = plt.get_cmap("Reds")(0.75 * max(0.0, values[i]) / high)
-            axis.add_patch(plt.Rectangle((x, y - 0.45), len(text), 0.9, fc=shade, ec="none"))
-            for k, letter in enumerate(text):
-                axis.text(x + k + 0.5, y, letter, family="monospace", fontsize=8.5, va="center", ha="center")
-            x += len(text)
-    axis.set(xlim=(0, width + 2), ylim=(len(lines) - 0.4, -0.6))
+    places, x, y = [], 0, 0
+    for token in tokens:
+        if token.startswith("\n") or x + len(token) > width:
+            x, y = 0, y + 1
+        places.append((x, y, label(token.replace("\n", ""), width)))
+        x += len(places[-1][2])
+    figure, (axis,) = new_axes(9.6, 0.28 * y + 1.2)
+    high = max(1e-6, float(np.max(values, initial=0)))
+    for (x, y, text), value in zip(places, values, strict=True):
+        shade = plt.get_cmap("Reds")(0.75 * max(0.0, float(value)) / high)
+        axis.add_patch(plt.Rectangle((x, y - 0.45), len(text), 0.9, fc=shade, ec="none"))
+        for k, letter in enumerate(text):
+            style = {"family": "monospace", "fontsize": 9.5, "va": "center", "ha": "center"}
+            axis.text(x + k + 0.5, y, letter, **style, **PLAIN)
+    axis.set(xlim=(0, width + 2), ylim=(y + 0.6, -0.6))
     axis.axis("off")
-    axis.set_title(f"{title} (white 0, darkest {high:.1f} {unit})")
+    entitle(axis, f"{title} (white 0, darkest {high:.1f} {unit})")
+    return figure
+
+
+BOXES = {  # of the flow's parts: left edge, lower edge, width, height
+    "token": (0, 33, 17, 20), "position": (0, 4, 17, 14), "heads": (35, 13, 16, 18),
+    "MLP": (62, 14, 15, 33), "logits": (89, 7, 16, 46),
+}  # fmt: skip
+ROUTES = {  # from part to part: the points that a band runs through, its colour
+    "token > logits": ([(17, 51), (89, 51)], "ink"), "token > MLP": ([(17, 44), (62, 40)], "ink"),
+    "token > heads": ([(17, 36), (35, 26)], "ink"), "position > heads": ([(17, 14), (35, 18)], "control"),
+    "position > MLP": ([(17, 9), (54, 9), (62, 17)], "control"), "position > logits": ([(17, 6), (82, 6), (89, 9)], "control"),
+    "heads > MLP": ([(51, 25), (62, 28)], "model"), "heads > logits": ([(51, 16), (56, 11), (82, 11), (89, 14)], "model"),
+    "MLP > logits": ([(77, 32), (89, 32)], "accent"),
+}  # fmt: skip
+
+
+def flow(costs: dict[str, float], texts: dict[str, str], title: str) -> Figure:
+    """The parts of a one-layer model (BOXES, each with its text), and ROUTES between them as wide as what cutting one costs."""
+    figure, (axis,) = new_axes(9.6, 5.0)
+    axis.set(xlim=(-1, 106), ylim=(0, 56))
+    axis.axis("off")
+    unit = 20 / max(1.0, *costs.values())  # of height, for a nat
+    for name, (points, colour) in ROUTES.items():
+        x = np.linspace(points[0][0], points[-1][0], 201)
+        y = np.convolve(np.pad(np.interp(x, *zip(*points, strict=True)), 30, "edge"), np.ones(61) / 61, "valid")
+        wide, style = max(0.0, costs[name]) * unit, {"color": COLOURS[colour], "zorder": 1}
+        if wide < 0.5:
+            axis.plot(x, y, lw=0.9, ls=(0, (4, 3)), **style)
+        axis.fill_between(x, y - wide / 2, y + wide / 2, alpha=0.45, lw=0, **style)
+        above = {"va": "center"} if wide > 2 else {"va": "bottom"}
+        axis.text(x[100], y[100], f"{costs[name] + 0.0:.2f}", ha="center", fontsize=10.5, zorder=3, **above)
+    for name, (x, y, width, height) in BOXES.items():
+        style = {"boxstyle": "round,pad=0.3", "fc": "white", "ec": COLOURS["ink"], "lw": 1.4, "zorder": 2}
+        axis.add_patch(FancyBboxPatch((x, y), width, height, **style))
+        axis.text(x + width / 2, y + height / 2, texts[name], ha="center", va="center", fontsize=10, zorder=3)
+    entitle(axis, title)
     return figure
