@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import save_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from helpers import WorkbookError, load_model
+from helpers import WorkbookError, load_model, sample
+from helpers.build import convert
 from helpers.core.model import EMBEDDED_MODEL
+from helpers.core.scan import run_streams, scan
 from helpers.core.stories import encode_story
 
 
@@ -21,7 +23,7 @@ def copy(tiny_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
 
 
-def error(name: str | Path, **options: int) -> str:
+def error(name: str | Path, **options: object) -> str:
     """The message of the WorkbookError that loading raises: one line, a sentence."""
     with pytest.raises(WorkbookError) as caught:
         load_model(name, **options)
@@ -33,6 +35,10 @@ def error(name: str | Path, **options: int) -> str:
 
 def weights_of(model) -> dict[str, torch.Tensor]:
     return dict(model.original_model.named_parameters())
+
+
+def shape_of(model) -> dict:
+    return {key: value for key, value in model.original_model.config.to_dict().items() if key != "_name_or_path"}
 
 
 def test_the_embedded_model_has_the_documented_shape(model):
@@ -56,7 +62,7 @@ def test_the_environment_names_another_default(tiny_folder, monkeypatch):
 
 def test_the_twin_shares_shape_and_tokenizer_but_no_weight_matrix(model, twin):
     assert twin.cfg.model_name == "random:embedded"
-    assert twin.original_model.config.to_dict() == model.original_model.config.to_dict()
+    assert shape_of(twin) == shape_of(model)
     assert twin.tokenizer.get_vocab() == model.tokenizer.get_vocab()
     own = weights_of(model)
     same = [
@@ -100,19 +106,38 @@ def test_a_checkpoint_with_more_positions_is_studied_at_those_it_was_trained_on(
     assert load_model(save_model(tmp_path, tiny_tokenizer, max_position_embeddings=2048)).cfg.n_ctx == 512
 
 
-def test_more_layers_load_where_the_caller_handles_them(two_layers):
-    assert "has 2 layers and this notebook handles 1" in error(two_layers)
-    assert load_model(two_layers, max_layers=2).cfg.n_layers == 2
+def test_any_number_of_layers_loads_unless_the_caller_says_how_many(two_layers, stories):
+    model = load_model(two_layers)
+    assert model.cfg.n_layers == 2
+    assert "has 2 layers and this is for 1" in error(two_layers, max_layers=1)
+
+
+def test_helpers_for_one_layer_say_so(two_layers, stories):
+    model = load_model(two_layers)
+    for use in (lambda: scan(model, stories[:1]), lambda: run_streams(model, torch.zeros(1, 2, dtype=torch.long))):
+        with pytest.raises(WorkbookError, match="has 2 layers and this is for models of one") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+def test_other_models_of_the_project_go_by_their_names(tmp_path, tiny_folder, monkeypatch):
+    for name in ("embedded", "two-layers", "seed-1"):
+        shutil.copytree(tiny_folder, tmp_path / name)
+    monkeypatch.setattr("helpers.core.model.MODELS", tmp_path)
+    assert load_model("embedded:two-layers").cfg.model_name == "embedded:two-layers"
+    assert load_model("random:embedded:seed-1").cfg.d_model == 32
+    assert "it has embedded, embedded:seed-1, embedded:two-layers." in error("embedded:seed-9")
 
 
 def test_an_unreachable_hub_is_told_from_a_wrong_name():
     assert "check the name and the network" in error("nobody/no-such-model")
     assert "unset TINYSTORIES_MODEL" in error("random:nobody/no-such-model")
+    assert "models/mine is no folder here" in error("models/mine")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "~/no-such-folder", "a/b/c"])
 def test_a_missing_folder_is_named(name):
-    assert f"No model folder at {name}" in error(name)
+    assert f"No model folder at {Path(name).expanduser().absolute() if name[0] in './~' else name}" in error(name)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "random:nothing", "a/", "x"])
@@ -131,11 +156,266 @@ def test_a_config_that_cannot_be_read(copy, text):
     assert "config.json cannot be read" in error(copy)
 
 
-def test_pickled_weights_are_never_loaded(copy):
+def published(folder: Path, shards: int = 1, kind: str = "bin", dtype: torch.dtype = torch.float32) -> Path:
+    """Turn a folder into the form of the checkpoints of 2023: pickled weights with masks, vocabulary and merges, old settings."""
+    weights = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
+    weights["lm_head.weight"] = weights["transformer.wte.weight"].clone()
+    layers = json.loads((folder / "config.json").read_text())["num_layers"]
+    for layer in range(layers):
+        attention = f"transformer.h.{layer}.attn.attention"
+        weights[f"{attention}.bias"] = torch.ones(1, 1, 128, 128).tril().bool()
+        weights[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+    (folder / "model.safetensors").unlink()
+    name, save = ("pytorch_model.{}bin", torch.save) if kind == "bin" else ("model.{}safetensors", save_file)
+    parts = [dict(list(weights.items())[i::shards]) for i in range(shards)]
+    names = [name.format(f"{i + 1:05}-of-{shards:05}." if shards > 1 else "") for i in range(shards)]
+    names = [part.replace("model.0", "model-0") for part in names]
+    for part, file in zip(parts, names, strict=True):
+        save(part, folder / file)
+    if shards > 1:
+        index = {key: file for part, file in zip(parts, names, strict=True) for key in part}
+        (folder / f"{name.format('')}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    tokens = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(tokens["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in tokens["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    mark = {
+        "__type": "AddedToken",
+        "content": "<|endoftext|>",
+        "lstrip": False,
+        "normalized": True,
+        "rstrip": False,
+    }
+    old = {"add_prefix_space": False, "errors": "replace", "tokenizer_class": "GPT2Tokenizer", "pad_token": None}
+    old |= {f"{kind}_token": mark | {"single_word": False} for kind in ("bos", "eos", "unk")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(old))
+    config = json.loads((folder / "config.json").read_text())
+    kinds = [kind for pattern, times in config["attention_types"] for _ in range(times) for kind in pattern]
+    config |= {"attention_layers": kinds, "torch_dtype": "float32", "transformers_version": "4.28.1"}
+    (folder / "config.json").write_text(json.dumps(config | {"gradient_checkpointing": False}))
+    return folder
+
+
+def logits(model, text: str = "One day, a little dog ran “home”.") -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([model.tokenizer(text)["input_ids"]])).log_softmax(-1)
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_checkpoints_load_as_they_are_published(copy, tiny, capsys, kind, shards, dtype):
+    model = load_model(published(copy, shards, kind, dtype))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    tolerance = {torch.float32: 1e-6, torch.float16: 0.01, torch.bfloat16: 0.05}[dtype]
+    assert (logits(model) - logits(tiny)).abs().max() < tolerance
+    load_model(copy)
+    told = capsys.readouterr().err
+    assert told.count(f"python -m helpers.build.convert {copy} FOLDER") == (kind == "bin")
+
+
+class Payload:
+    """Pickled weights that would write a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.write_text, (self.path, "ran")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("damage", ["payload", "nested", "a list", "an object"])
+def test_a_file_that_holds_more_than_tensors_is_refused_and_never_runs(copy, tmp_path, damage, legacy):
     weights = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()
-    torch.save(weights, copy / "pytorch_model.bin")
-    assert "save the model again as safetensors" in error(copy)
+    ran = tmp_path / "ran"
+    things = {"payload": weights | {"x": Payload(ran)}, "nested": {"epoch": 3, "model": weights}}
+    things |= {"a list": list(weights.values()), "an object": weights | {"config": shutil.copy}}
+    torch.save(things[damage], copy / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    assert "holds more than tensors" in error(copy)
+    assert not ran.exists()
+    if damage == "payload":  # it would have run
+        torch.load(copy / "pytorch_model.bin", weights_only=False)
+        assert ran.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5])
+def test_pickled_weights_that_are_cut_off(copy, kept):
+    path = published(copy) / "pytorch_model.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    assert "corrupt" in error(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"weight_map": {"a": "../other/model.safetensors"}}', '{"weight_map": 3}']
+)
+def test_an_index_that_names_no_shards_beside_it(copy, text):
+    (published(copy, 2, "safetensors") / "model.safetensors.index.json").write_text(text)
+    assert "is no index of shards" in error(copy)
+
+
+def test_a_shard_that_is_missing(copy):
+    (published(copy, 2, "safetensors") / "model-00002-of-00002.safetensors").unlink()
+    assert "model-00002-of-00002.safetensors is missing" in error(copy)
+
+
+def test_padding_of_the_vocabulary_is_left_out(copy, tiny):
+    weights = load_file(copy / "model.safetensors")
+    rows = torch.randn(64, 32)
+    weights["transformer.wte.weight"] = torch.cat([weights["transformer.wte.weight"], rows])
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    change_config(copy, vocab_size=576)
+    model = load_model(copy)
+    assert model.cfg.d_vocab == model.W_U.shape[1] == len(model.tokenizer) == 512
+    assert torch.allclose(logits(model), logits(tiny), atol=1e-5)
+    assert load_model(f"random:{copy}").cfg.d_vocab == 512
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    if "attention_types" in changes:
+        del config["attention_layers"]  # they follow from the types
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_pad_token_does_no_harm(copy, tiny, resized):
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(copy)
+    if resized:
+        weights = load_file(copy / "model.safetensors")
+        weights["transformer.wte.weight"] = torch.cat([weights["transformer.wte.weight"], torch.randn(1, 32)])
+        save_file(weights, copy / "model.safetensors", {"format": "pt"})
+        change_config(copy, vocab_size=513)
+    model = load_model(copy)
+    assert len(model.tokenizer) == model.cfg.d_vocab == 512 + resized
+    assert model.tokenizer.bos_token_id == model.tokenizer.eos_token_id == 0
+    assert sample(model, "The [PAD]", tokens=3)
+    theirs = model(torch.tensor([[0, 5, 9]]))[..., :512].log_softmax(-1)
+    assert torch.allclose(theirs, tiny(torch.tensor([[0, 5, 9]])).log_softmax(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_a_head_of_its_own_is_kept(copy, said):
+    """Whether the configuration says so or not."""
+    weights = load_file(copy / "model.safetensors")
+    weights["lm_head.weight"] = torch.randn(512, 32, generator=torch.Generator().manual_seed(0))
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    change_config(copy, tie_word_embeddings=not said)
+    model = load_model(copy)
+    change_config(copy, tie_word_embeddings=False)
+    raw = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32).eval()
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.allclose(model(tokens).log_softmax(-1), raw(tokens).logits.log_softmax(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_weight_that_is_no_number_is_named(copy, value):
+    weights = load_file(copy / "model.safetensors")
+    weights["transformer.h.0.mlp.c_fc.weight"][3, 4] = value
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert "the weight transformer.h.0.mlp.c_fc.weight holds numbers that are not finite" in error(copy)
+
+
+def test_a_tokenizer_without_an_end_mark(copy):
+    text = (copy / "tokenizer.json").read_text(encoding="utf-8").replace("<|endoftext|>", "<end>")
+    (copy / "tokenizer.json").write_text(text, encoding="utf-8")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (copy / name).unlink(missing_ok=True)
+    assert "has no end mark" in error(copy)
+
+
+def test_a_tokenizer_alone_with_its_end_mark_unsaid_is_enough(copy):
+    (copy / "tokenizer_config.json").unlink()
+    tokenizer = load_model(copy).tokenizer
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_named(copy, name):
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 12\n")
+    message = error(copy)
+    assert f"{name} is a git-lfs pointer" in message and "git lfs pull" in message
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "nonsense"])
+def test_a_device_that_is_not_there(tiny_folder, device):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert f"No device '{device}' here" in error(tiny_folder, device=device)
+
+
+PUBLISHED = {  # d_model, layers, heads, kinds of attention
+    "TinyStories-1M": (64, 8, 16, [[["global", "local"], 4]]),
+    "TinyStories-3M": (128, 8, 16, [[["global", "local"], 4]]),
+    "TinyStories-8M": (256, 8, 16, [[["global", "local"], 4]]),
+    "TinyStories-28M": (512, 8, 16, [[["global", "local"], 4]]),
+    "TinyStories-33M": (768, 4, 16, [[["global", "local"], 2]]),
+    "TinyStories-1Layer-21M": (1024, 1, 16, [[["global"], 1]]),
+    "TinyStories-2Layers-33M": (1024, 2, 16, [[["global", "local"], 1]]),
+    "TinyStories-Instruct-33M": (768, 4, 16, [[["global", "local"], 2]]),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_published_shape_predicts_as_transformers_does(name, copy):
+    """At its published configuration, random weights, with a vocabulary of 512; further back than a local head sees."""
+    width, layers, heads, kinds = PUBLISHED[name]
+    change_config(
+        copy, hidden_size=width, num_layers=layers, num_heads=heads, attention_types=kinds, intermediate_size=None,
+        max_position_embeddings=2048, window_size=256,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.from_pretrained(copy)
+        raw = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        tokens = torch.randint(512, (1, 300))
+    save_file({k: v.contiguous() for k, v in raw.named_parameters()}, copy / "model.safetensors", {"format": "pt"})
+    model = load_model(published(copy))
+    assert (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_mlp, model.cfg.n_ctx) == (
+        layers,
+        heads,
+        4 * width,
+        512,
+    )
+    with torch.inference_mode():
+        assert (model(tokens).log_softmax(-1) - raw(tokens).logits.log_softmax(-1)).abs().max() < 1e-3
+        seen = (
+            raw(torch.cat([(tokens[:, :1] + 1) % 512, tokens[:, 1:]], 1)).logits[0, -1] - raw(tokens).logits[0, -1]
+        )
+    assert seen.abs().max() > 0  # through the global layers the first token is still seen
+
+
+@pytest.mark.slow
+def test_the_smallest_published_model_with_its_real_vocabulary(copy, tiny_tokenizer):
+    width, layers, heads, kinds = PUBLISHED["TinyStories-1M"]
+    vocabulary = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    tokens = vocabulary["model"]["vocab"]
+    tokens |= {f"word{i}": i for i in range(512, 50_257)}
+    (copy / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    change_config(
+        copy, hidden_size=width, num_layers=layers, num_heads=heads, attention_types=kinds, intermediate_size=None,
+        vocab_size=50_257,
+    )  # fmt: skip
+    raw = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(copy), dtype=torch.float32).eval()
+    save_file({k: v.contiguous() for k, v in raw.named_parameters()}, copy / "model.safetensors", {"format": "pt"})
+    model = load_model(published(copy))
+    tokens = torch.tensor([[0, 300, 50_256, 7]])
+    with torch.inference_mode():
+        assert torch.allclose(model(tokens).log_softmax(-1), raw(tokens).logits.log_softmax(-1), atol=1e-4)
+
+
+def test_a_pickled_model_is_saved_as_safetensors(copy, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["convert", str(published(copy)), str(tmp_path / "safe")])
+    convert.main()
+    assert (tmp_path / "safe" / "model.safetensors").is_file()
+    assert torch.allclose(logits(load_model(tmp_path / "safe")), logits(tiny), atol=1e-6)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.3, 0.9, -1])

@@ -6,8 +6,10 @@ from transformers import PreTrainedTokenizerFast
 
 from helpers import WorkbookError, load_stories, stream_stories
 from helpers.build.data import END_OF_TEXT, train_tokenizer
+from helpers.core.baselines import respread
+from helpers.core.contexts import contexts, state_names
 from helpers.core.files import write_json_lines
-from helpers.core.stories import SPACE, EncodedStory, Story, Word, align, encode_story, respread
+from helpers.core.stories import SPACE, EncodedStory, Story, Word, align, encode_story, one_form, quotes
 
 THEMES = {"searching", "sharing", "weather", "animals", "food", "places", "home", "courage", "gifts", "vehicles"}
 
@@ -163,6 +165,53 @@ def test_respread_keeps_a_storys_total(stories, model, other_tokenizer):
     source, target = (encode_story(stories[0], t, 10_000).spans[1:] for t in (model.tokenizer, other_tokenizer))
     values = torch.rand(len(source), generator=torch.Generator().manual_seed(0))
     assert torch.isclose(respread(values, source, target).sum(), values.sum(), atol=1e-4)
+
+
+FOX = "The fox 🦊 ran."
+
+
+def test_a_character_that_tokens_share_is_shown_once(model):
+    encoded = encode_story(Story(FOX), model.tokenizer, 512)
+    assert encoded.pieces == ["", "The", " fox", " ", "🦊", "", "", "", " ran", "."]
+    word = Word(8, 9, "SYM", "SYM", "🦊")
+    tagged = encode_story(Story(FOX, words=(word,)), model.tokenizer, 512)
+    assert tagged.word.tolist() == [-1, -1, -1, -1, 0, 0, 0, 0, -1, -1]
+
+
+def test_respread_keeps_sums_where_tokens_share_a_character(model, other_tokenizer):
+    ours = encode_story(Story(FOX), model.tokenizer, 512).spans[1:]
+    values = torch.arange(1.0, len(ours) + 1)
+    assert torch.equal(respread(values, ours, ours), values)
+    theirs = encode_story(Story(FOX), other_tokenizer, 512).spans[1:]
+    there = respread(values, ours, theirs)
+    assert len(theirs) != len(ours)
+    assert there.sum() == pytest.approx(values.sum())
+    assert respread(there, theirs, ours).sum() == pytest.approx(values.sum())
+    whole = respread(values, ours, spans((0, 8), (8, 9), (9, 14)))
+    assert whole.tolist() == pytest.approx([1 + 2 + 3, 4 + 5 + 6 + 7, 8 + 9])
+    raw = model.tokenizer(FOX, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+    assert respread(torch.ones(9), torch.tensor(raw), torch.tensor([*raw[:3], (8, 9), *raw[7:]])).sum() == 9
+
+
+@pytest.mark.parametrize("text", ['"Come here," said Mom.', "“Come here,” said Mom."])
+def test_curly_quotes_are_quotes(text, model):
+    encoded = encode_story(Story(text, words=(Word(0, 1, "PUNCT", "``", "x"),)), model.tokenizer, 512)
+    inside = contexts([encoded]).states[:, state_names().index("inside quotes")].tolist()
+    shown = "".join(piece for piece, quoted in zip(encoded.pieces, inside, strict=False) if quoted)
+    assert shown.strip('"“,') == "Come here"
+    assert quotes(text) == 2
+
+
+def test_the_same_story_is_in_the_same_half_whatever_its_whitespace(stories):
+    text = "One day, a cat sat.\nIt was red."
+    others = (
+        "One day, a cat sat.\n\nIt was red.\n",
+        "  One day,  a cat sat. \r\nIt was red.",
+        f"\n{text}\u2028\n",
+    )
+    assert {one_form(other) for other in others} == {text}
+    assert len({Story(other).split for other in (text, *others)}) == 1
+    assert all(one_form(story.text) == story.text for story in stories)  # so that their halves stay what they are
 
 
 def test_stories_of_the_reader_replace_the_projects(tmp_path, monkeypatch):

@@ -10,8 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.core.files import WorkbookError, write_json, write_text
-
-END_OF_TEXT = "<|endoftext|>"
+from helpers.core.stories import END_OF_TEXT
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> Tokenizer:

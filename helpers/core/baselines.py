@@ -9,13 +9,13 @@ import json
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
 from helpers.core.files import WorkbookError
 from helpers.core.scan import Scan
-from helpers.core.stories import STORIES, EncodedStory, Story, check_tagged, respread
+from helpers.core.stories import STORIES, EncodedStory, Story, check_tagged
 
 ORDERS = ("unigram", "bigram", "trigram")
 NGRAM_LOSSES = STORIES.with_name("ngram_losses.safetensors")
@@ -96,3 +96,30 @@ def with_memory(trigram: Float[Tensor, " n"], recalled: Float[Tensor, " n"], sha
     Source: the cache model of Kuhn & De Mori (1990).
     """
     return -((1 - share) * (-trigram).exp() + share * recalled).log()
+
+
+def respread(
+    values: Float[Tensor, " source"], source: Int[Tensor, "source 2"], target: Int[Tensor, "target 2"]
+) -> Float[Tensor, " target"]:
+    """Carry per-token sums (losses in nats, say) from one tokenizer's spans to another's, by shared characters.
+
+    Each source value is spread evenly over its characters; a target token gets the sum over its own, tokens that
+    share a character equal parts of it. The total is kept where both cover the text, and equal tokenizations give
+    the values back.
+    """
+    if torch.equal(source, target):
+        return values
+    (where, owner), (place, taker) = _characters(source), _characters(target)
+    size = int(torch.cat([source, target]).max()) + 1
+    shares = values.double() / torch.bincount(owner, minlength=len(source)).clamp(min=1)
+    mass = torch.zeros(size, dtype=torch.double).index_add_(0, where, shares[owner])
+    mass /= torch.bincount(place, minlength=size).clamp(min=1)
+    return torch.zeros(len(target), dtype=torch.double).index_add_(0, taker, mass[place]).to(values.dtype)
+
+
+def _characters(spans: Int[Tensor, "token 2"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """The characters of all tokens and whose each is; a token that shows none shares the one before it."""
+    start = spans[:, 0] - (spans[:, 0] == spans[:, 1]).long()
+    lengths = torch.where(start < 0, 0, spans[:, 1] - start)
+    owner = torch.repeat_interleave(lengths)
+    return torch.arange(len(owner)) - (lengths.cumsum(0) - lengths)[owner] + start[owner], owner

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from helpers.core.files import DATA
-from helpers.core.stories import CLASSES, EncodedStory, Story, check_tagged, opening_end
+from helpers.core.stories import CLASSES, EncodedStory, Story, check_tagged, opening_end, quotes
 
 ENDS = (".", "!", "?")
 KINDS_OF_LATEST = {"VERB": 0, "NOUN": 1, "PROPN": 2, "PRON": 2}  # which of LATEST a class of words is held in
@@ -142,7 +142,7 @@ def _whole_words(encoded: EncodedStory) -> Bool[Tensor, " pos"]:
 
 def _pieces(encoded: EncodedStory) -> list[str]:
     """The text of each scored token."""
-    return [encoded.story.text[a:b] for a, b in encoded.spans[:-1].tolist()]
+    return encoded.pieces[:-1]
 
 
 def _sentences(encoded: EncodedStory) -> tuple[list[int], list[bool]]:
@@ -175,7 +175,7 @@ def _states(
     for p, piece in enumerate(_pieces(encoded)):
         if p and sentences[p] != sentences[p - 1]:
             name, verb, seen = False, False, set()
-        quoted ^= piece.count('"') % 2 == 1
+        quoted ^= quotes(piece) % 2 == 1
         name, verb = name or universal[p] == "PROPN", verb or universal[p] == "VERB"
         if family[p] >= 0:
             seen.add(family[p])

@@ -68,8 +68,23 @@ def absolute(source: str, is_path: bool = False) -> str:
     """A path made absolute; the name of a checkpoint or a data set as it is. `random:` may stand before either."""
     twin, name = ("random:", source[7:]) if source.startswith("random:") else ("", source)
     path = Path(name).expanduser()
+    if name.partition(":")[0] == "embedded" and not is_path:
+        return source
     is_path = is_path or path.exists() or name.startswith((".", "/", "~")) or bool(FILE_NAME.search(name))
     return twin + (str(path.resolve()) if is_path and name else name)
+
+
+def check_pointer(path: str | Path) -> None:
+    """Refuse a file that git-lfs left as a pointer.
+
+    Raises:
+        WorkbookError: the file is a pointer.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise WorkbookError(
+                f"{path} is a git-lfs pointer, not the file itself: run git lfs pull in its folder (git-lfs has to be installed)."
+            )
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:

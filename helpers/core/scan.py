@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.core.contexts import Contexts, contexts
 from helpers.core.files import WorkbookError
 from helpers.core.logits import residual_losses
+from helpers.core.model import one_layer
 from helpers.core.stories import EncodedStory, Story, encode_story, opening_end
 
 POOL = 64  # stories sorted by length together, so that little of a batch is padding
@@ -172,6 +173,7 @@ def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edit
     `edits` maps names of ACTIVATIONS to functions of the activation; what one returns takes its place, for all that
     reads it (a pattern is the exception: TransformerLens discards edits of it).
     """
+    one_layer(model)
     found: dict[str, Tensor] = {}
 
     def keep(value: Tensor, hook) -> Tensor:

@@ -17,7 +17,7 @@ from helpers.core.contexts import vocabulary_of_families
 from helpers.core.estimates import StoryTable
 from helpers.core.paths import block_attention, mlp_write
 from helpers.core.scan import Scan, walk
-from helpers.core.stories import CLASSES, EncodedStory, Story, Word
+from helpers.core.stories import CLASSES, EncodedStory, Story, Word, quotes
 from helpers.heads.edits import elsewhere, losses_with_outputs, mid_with_outputs, only_head, values_replaced
 
 
@@ -117,7 +117,7 @@ def find_examples(
         for i in right.nonzero()[:, 0].tolist():
             kind, end = list(KINDS)[kinds[i]], int(batch.encoded[0].spans[i, 1])
             word, other = (model.tokenizer.decode([int(choice[i])]) for choice in (first, instead))
-            if kind != "closing quote" or '"' not in other:
+            if kind != "closing quote" or not quotes(other):
                 found.setdefault(kind, Example(kind, story.id, story.text[:end], word, other))
         if len(found) == len(KINDS):
             break
@@ -164,13 +164,13 @@ def sources(encoded: EncodedStory) -> tuple[Int[Tensor, " pos"], Bool[Tensor, "p
     kinds, mask = torch.full((length,), -1), torch.zeros(length, length, dtype=torch.bool)
     theme = set(vocabulary_of_families()["families"].get(encoded.story.theme, ()))
     lost = _lost_things(words)
-    pieces = [encoded.story.text[a:b] for a, b in encoded.spans.tolist()]
+    pieces = encoded.pieces
     breaks = torch.tensor(["\n" in piece for piece in pieces])
     opened = -1
     for p in range(length - 1):
-        opened = (-1 if opened >= 0 else p) if pieces[p].count('"') % 2 else opened
+        opened = (-1 if opened >= 0 else p) if quotes(pieces[p]) % 2 else opened
         w, kind = owner[p + 1], ""
-        if opened >= 0 and '"' in pieces[p + 1]:
+        if opened >= 0 and quotes(pieces[p + 1]):
             kind, mask[p, opened] = "closing quote", True
         elif breaks[p + 1]:
             kind, mask[p, : p + 1] = "line break", breaks[: p + 1]

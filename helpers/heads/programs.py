@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.contexts import ENDS, vocabulary_of_families
 from helpers.core.scan import Scan, walk
-from helpers.core.stories import EncodedStory, Story
+from helpers.core.stories import EncodedStory, Story, quotes
 
 TERMS = 3
 LEAST_SHARE = 0.05  # terms with a smaller share of the attention are left out
@@ -82,16 +82,15 @@ def vocabulary_of_looks(distance_only: bool = False) -> list[Look]:
 
 def key_sets(encoded: EncodedStory) -> dict[str, Bool[Tensor, "query key"]]:
     """For every name that a look can have, which earlier (or equal) positions it means at each position."""
-    tokens, classes, text = encoded.tokens, encoded.universal, encoded.story.text
+    tokens, classes, pieces = encoded.tokens, encoded.universal, encoded.pieces
     length = len(tokens)
-    pieces = [text[a:b] for a, b in encoded.spans.tolist()]
     place = torch.arange(length)
     back = place[:, None] - place
     real = place > 0
     columns = {"any word": real}
     columns |= {name: torch.tensor([c in kinds for c in classes]) for name, kinds in CLASSES_OF.items()}
-    quotes = torch.tensor(['"' in piece for piece in pieces])
-    columns |= {"quotation marks": quotes, "line breaks": torch.tensor(["\n" in piece for piece in pieces])}
+    marks = torch.tensor([quotes(piece) > 0 for piece in pieces])
+    columns |= {"quotation marks": marks, "line breaks": torch.tensor(["\n" in piece for piece in pieces])}
     ends = torch.tensor([any(mark in piece for mark in ENDS) or "\n" in piece for piece in pieces])
     columns["sentence ends"] = ends
     lemmas = set(vocabulary_of_families()["families"].get(encoded.story.theme, ()))
@@ -104,7 +103,7 @@ def key_sets(encoded: EncodedStory) -> dict[str, Bool[Tensor, "query key"]]:
     sets["the same token before"] = (tokens[:, None] == tokens) & (back > 0) & real
     sets["this sentence"] = (sentence[:, None] == sentence) & real
     sets |= {name: back == i for i, name in enumerate(BACK)}
-    inside = torch.tensor([piece.count('"') % 2 for piece in pieces]).cumsum(0)  # odd from an opening quote on
+    inside = torch.tensor([quotes(piece) % 2 for piece in pieces]).cumsum(0)  # odd from an opening quote on
     speech = (inside % 2 == 1) & real
     sets["words of this speech"] = (inside[:, None] == inside) & speech & speech[:, None]
     sets["the first position"] = (place == 0).expand(length, -1)

@@ -25,13 +25,14 @@ from helpers.core.contexts import (
 from helpers.core.estimates import Estimate, StoryTable, difference
 from helpers.core.files import DATA
 from helpers.core.scan import gather
-from helpers.core.stories import CLASSES, Story
+from helpers.core.stories import CLASSES, Story, quotes
 from helpers.neurons.families import matched_sets, set_effects
 from helpers.neurons.writes import class_transitions, logit_writes
 
 SEEN = 2  # occurrences on explore that a token needs to take part in a write's effect
 LIFT, OFTEN = 2.0, 8  # a phase's words: this many times as frequent in it, and seen in it so often
 NAMES = 24  # names that the cast is looked for among
+OPENING = ('"', "“")  # marks that open a quotation when they stand alone
 Sides = dict[str, tuple[Bool[Tensor, "way item"], Bool[Tensor, "way item"]]]
 
 
@@ -104,7 +105,7 @@ def _plain_reads(corpus: Corpus) -> dict[str, Bool[Tensor, " n"]]:
     """Where the kinds fire that have one way of being met and are compared with everywhere else."""
     tokens, texts = corpus.context.token, corpus.texts
     has = lambda test: torch.tensor([test(text) for text in texts])[tokens]  # noqa: E731
-    quote, quoted = has(lambda text: text.count('"') % 2 == 1), corpus.state("inside quotes")
+    quote, quoted = has(lambda text: quotes(text) % 2 == 1), corpus.state("inside quotes")
     say, comma = corpus.here("saying"), has(lambda text: text.strip() in (",", ":"))
     return {
         "base form after to or a modal": corpus.penn("TO", "MD"),
@@ -150,10 +151,10 @@ def _plain_writes(corpus: Corpus) -> dict[str, Bool[Tensor, " vocabulary"]]:
     speakers = (classes == CLASSES.index("PROPN")) | (classes == CLASSES.index("PRON"))
     goes_on = _mostly(corpus, corpus.state("within a word"), after=True)
     return {
-        "dialogue: close the quote": test(lambda t: t.count('"') == 1 and not t.strip().startswith('"')),
+        "dialogue: close the quote": test(lambda t: quotes(t) == 1 and t.strip()[:1] not in OPENING),
         "dialogue: who speaks": are(texts, lists()["saying"]) | speakers,
-        "dialogue: open a quote": test(lambda t: t.strip() == '"'),
-        "sentence end": test(lambda t: t.strip(' "') in (".", "!", "?")),
+        "dialogue: open a quote": test(lambda t: t.strip() in OPENING),
+        "sentence end": test(lambda t: t.strip(' "”') in (".", "!", "?")),
         "sentence start": test(lambda t: t.strip()[:1].isupper() or "\n" in t),
         "word completion": goes_on & test(lambda t: t[:1].isalpha()),
     } | {name: frequent(c, here, size) for name, here in phases(c).items()}
