@@ -1,0 +1,135 @@
+"""Reading must not write: make lab's copy; and a copied checkout uses its own helpers."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+from helpers import results_folder
+
+WHERE = "import helpers\nfrom pathlib import Path\n\nassert Path(helpers.__file__).parents[1].samefile('..')\nprint('mine')"
+
+
+@pytest.fixture(scope="module")
+def lab():
+    spec = importlib.util.spec_from_file_location("lab", ROOT / "notebooks" / "lab.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder of notebooks, as the project has one."""
+    (tmp_path / "notebooks" / "findings").mkdir(parents=True)
+    for name in ("01_a.ipynb", "library.json", "findings/01_a.json", "lab.py"):
+        (tmp_path / "notebooks" / name).write_text(f"{name} 1", encoding="utf-8")
+    return tmp_path / "notebooks"
+
+
+def test_the_copy_has_the_notebooks_and_what_they_write_and_no_code(lab, project, tmp_path):
+    assert lab.refresh(project, tmp_path / "copy") == []
+    found = {
+        str(file.relative_to(tmp_path / "copy" / "notebooks"))
+        for file in (tmp_path / "copy" / "notebooks").rglob("*.*")
+    }
+    assert found == {"01_a.ipynb", "library.json", "findings/01_a.json"}
+
+
+def test_what_its_reader_changed_in_the_copy_stays(lab, project, tmp_path):
+    lab.refresh(project, tmp_path / "copy")
+    own = tmp_path / "copy" / "notebooks" / "01_a.ipynb"
+    own.write_text("tried out", encoding="utf-8")
+    assert lab.refresh(project, tmp_path / "copy") == []
+    assert own.read_text(encoding="utf-8") == "tried out"
+
+
+def test_a_newer_notebook_sets_the_readers_own_aside_and_an_untouched_one_is_replaced(lab, project, tmp_path):
+    lab.refresh(project, tmp_path / "copy")
+    own = tmp_path / "copy" / "notebooks" / "01_a.ipynb"
+    (project / "01_a.ipynb").write_text("01_a.ipynb 2", encoding="utf-8")
+    assert lab.refresh(project, tmp_path / "copy") == []
+    assert own.read_text(encoding="utf-8") == "01_a.ipynb 2"
+    own.write_text("tried out", encoding="utf-8")
+    (project / "01_a.ipynb").write_text("01_a.ipynb 3", encoding="utf-8")
+    (aside,) = lab.refresh(project, tmp_path / "copy")
+    assert own.read_text(encoding="utf-8") == "01_a.ipynb 3"
+    assert (aside.read_text(encoding="utf-8"), aside.stem.startswith("01_a-yours-")) == ("tried out", True)
+
+
+def test_results_of_make_lab_go_to_the_copy(monkeypatch, tmp_path):
+    monkeypatch.delenv("TINYSTORIES_RESULTS")
+    assert results_folder() == ROOT
+    monkeypatch.setenv("TINYSTORIES_LAB", str(tmp_path))
+    assert results_folder() == tmp_path
+    assert tmp_path not in results_folder("another/model").parents
+
+
+def test_saving_in_jupyterlab_drops_bars_and_dead_widgets(lab):
+    bar = nbformat.v4.new_output(
+        "display_data", {"text/plain": "100%|█| 5/5 [00:00<00:00]", lab.alone("report/tidy.py").WIDGET: {}}
+    )
+    kept = nbformat.v4.new_output("display_data", {"text/plain": "forty-two"})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[bar, kept])])
+    notebook.metadata["widgets"] = {"state": {}}
+    lab.before_save({"type": "notebook", "content": notebook}, path="a.ipynb", contents_manager=None)
+    assert notebook.cells[0].outputs == [kept]
+    assert "widgets" not in notebook.metadata
+    lab.before_save({"type": "file", "content": "text"})
+
+
+def test_a_new_notebook_starts_from_the_template_and_replaces_none(lab, monkeypatch, tmp_path):
+    monkeypatch.setattr(lab, "NOTEBOOKS", tmp_path)
+    (tmp_path / "template.ipynb").write_text("template", encoding="utf-8")
+    assert lab.new("06_music").read_text(encoding="utf-8") == "template"
+    for name in ("06_music", "music", "", "06_a/b"):
+        with pytest.raises(SystemExit, match="no new notebook"):
+            lab.new(name)
+
+
+@pytest.fixture(scope="module")
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copied checkout with one notebook, which fails unless it gets the helpers beside it."""
+    fork = tmp_path_factory.mktemp("fork")
+    shutil.copytree(ROOT / "helpers", fork / "helpers", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    (fork / "helpers" / "data").symlink_to(ROOT / "helpers" / "data")
+    for name in ("Makefile", "pyproject.toml", "README.md"):
+        shutil.copyfile(ROOT / name, fork / name)
+    (fork / "notebooks").mkdir()
+    shutil.copyfile(ROOT / "notebooks" / "conftest.py", fork / "notebooks" / "conftest.py")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(WHERE)]), fork / "notebooks" / "06_where.ipynb"
+    )
+    return fork
+
+
+def run(fork: Path, *command: str) -> str:
+    """A command in the fork, in an environment that was made for another checkout."""
+    settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=fork, env=settings, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_copied_checkouts_report_uses_its_own_helpers(fork):
+    run(fork, "make", "report", f"BIN={Path(sys.executable).parent}", "READY=")
+    assert "mine" in (fork / "report" / "06_where.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_copied_checkouts_tests_use_its_own_helpers(fork):
+    assert "1 passed" in run(fork, sys.executable, "-m", "pytest", "--nbval", "-v", "notebooks/06_where.ipynb")
+
+
+def test_the_helpers_of_another_checkout_refuse_to_write(fork, monkeypatch):
+    monkeypatch.chdir(fork / "notebooks")
+    with pytest.raises(ValueError, match="make lab") as error:
+        results_folder()
+    assert str(fork) in str(error.value) and str(ROOT) in str(error.value)
