@@ -1,59 +1,129 @@
-"""Open a page in headless Chromium without a network, and say what it drew, loaded and complained about."""
+"""A headless Chromium without a network: opens pages from disk, presses keys in them, and says what they did."""
 
-import dataclasses
+import base64
+import itertools
+import json
 import re
 import shutil
 import subprocess
 import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from bs4 import BeautifulSoup
+import websocket
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--virtual-time-budget=15000", "--enable-logging=stderr", "--v=0",
-    "--dump-dom", "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
+    "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-port=0", "--hide-scrollbars",
 ]  # fmt: skip
-PLACEHOLDER = "An interactive twin"
-DRIVER = ("software WebGL", "GL Driver Message")  # notes of a machine without a graphics card, not of the page
+UNDRAWN = """[...document.querySelectorAll('.circuitsvis-widget')]
+    .filter(widget => !widget.firstElementChild || widget.querySelector(':scope > small')).map(widget => widget.id)"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """widgets: ids of all CircuitsVis widgets. undrawn: those still empty. console: complaints. loads: addresses."""
+class Page:
+    """One tab. requests: the addresses that its pages asked for. console: what they complained of."""
 
-    widgets: list[str]
-    undrawn: list[str]
-    console: list[str]
-    loads: list[str]
-    text: str
+    def __init__(self, address: str):
+        self.socket = websocket.create_connection(address, suppress_origin=True, timeout=60)
+        self.numbers = itertools.count(1)
+        self.requests: list[str] = []
+        self.console: list[str] = []
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.ask(f"{domain}.enable")
+
+    def ask(self, method: str, **facts) -> dict:
+        """Send a command and wait for its answer, keeping what the page tells in between."""
+        number = next(self.numbers)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": facts}))
+        return self._until(lambda told: told.get("id") == number).get("result", {})
+
+    def _until(self, wanted) -> dict:
+        while True:
+            told = json.loads(self.socket.recv())
+            facts = told.get("params", {})
+            match told.get("method"):
+                case "Network.requestWillBeSent":
+                    self.requests.append(facts["request"]["url"])
+                case "Runtime.exceptionThrown":
+                    self.console.append(str(facts["exceptionDetails"].get("exception", facts)))
+                case "Log.entryAdded" if facts["entry"]["level"] in {"error", "warning"}:
+                    self.console.append(facts["entry"]["text"])
+                case "Runtime.consoleAPICalled" if facts["type"] in {"error", "warning"}:
+                    self.console.append(str(facts["args"]))
+            if wanted(told):
+                return told
+
+    def open(self, path: Path, width: int = 1200, dark: bool = False, scripts: bool = True) -> "Page":
+        """Load a page from disk at a width of some pixels."""
+        self.requests, self.console = [], []
+        self.ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600
+        )
+        shade = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.ask("Emulation.setEmulatedMedia", features=[shade])
+        self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
+        self.socket.send(
+            json.dumps({"id": next(self.numbers), "method": "Page.navigate", "params": {"url": path.as_uri()}})
+        )
+        self._until(lambda told: told.get("method") == "Page.loadEventFired")
+        return self
+
+    def run(self, script: str):
+        """The value of an expression (awaited) in the page."""
+        told = self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in told, told["exceptionDetails"]
+        return told["result"].get("value")
+
+    def wait(self, script: str, seconds: float = 15):
+        """The value of an expression once it is true of the page."""
+        end = time.monotonic() + seconds
+        while not (found := self.run(script)) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert found, f"not within {seconds} s: {script}"
+        return found
+
+    def type(self, selector: str, text: str) -> None:
+        """Put text into a box, as a person would."""
+        self.run(f"document.querySelector({selector!r}).value = ''; document.querySelector({selector!r}).focus()")
+        self.ask("Input.insertText", text=text)
+
+    def undrawn(self) -> list[str]:
+        """The ids of the CircuitsVis widgets that stay empty."""
+        self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))")
+        return self.run(UNDRAWN)
+
+    def picture(self, path: Path, whole: bool = False) -> None:
+        """Save what is seen as a PNG."""
+        shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(shot["data"]))
 
 
-def open_page(path: Path) -> Opened:
-    """Run a page's scripts and look at the result; skips the test where there is no Chromium."""
+@contextmanager
+def browser() -> Iterator[Page]:
+    """A browser's one tab; the test is skipped where there is no Chromium."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
-        pytest.skip(f"no Chromium to open the page with (looked for {', '.join(PROGRAMS)})")
+        pytest.skip(f"no Chromium to open the pages with (looked for {', '.join(PROGRAMS)})")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [program, *FLAGS, f"--user-data-dir={profile}"]
-        done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    page = BeautifulSoup(done.stdout, "html.parser")
-    widgets = page.select(".circuitsvis-widget")
-    undrawn = [widget["id"] for widget in widgets if widget.find() is None or PLACEHOLDER in widget.get_text()]
-    console = re.findall(r":CONSOLE[:(]\d+\)?\] (.*)", done.stderr)
-    loads = [
-        tag.get("src") or tag.get("href") for tag in page.select("script[src], img[src], iframe[src], link[href]")
-    ]
-    return Opened(
-        [widget["id"] for widget in widgets],
-        undrawn,
-        [line for line in console if not any(note in line for note in DRIVER)],
-        [
-            *loads,
-            *re.findall(r"@import[^;]*|url\([^)]*\)", " ".join(style.text for style in page.select("style"))),
-        ],
-        page.get_text(),
-    )
+        command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        try:
+            lines = iter(process.stderr.readline, "")
+            port = next(
+                found[1] for line in lines if (found := re.search(r"listening on ws://[^:]+:(\d+)/", line))
+            )
+            yield Page(_tab(int(port)))
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _tab(port: int) -> str:
+    """The address of the first tab."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
+        return next(tab["webSocketDebuggerUrl"] for tab in json.load(answer) if tab["type"] == "page")

@@ -108,7 +108,7 @@ def test_findings_are_read_as_they_were_saved_with_their_model_and_stories(tmp_p
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"notebook": "x", "findings": [{}]}', '{"notebook": "x"}'])
 def test_a_findings_file_that_is_cut_is_named(tmp_path, text):
     (tmp_path / "02_x.json").write_text(text)
-    with pytest.raises(WorkbookError, match="02_x.json is not a findings file") as error:
+    with pytest.raises(WorkbookError, match=r"02_x\.json is not a findings file") as error:
         read_findings(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -1,39 +1,83 @@
-"""The README's and the model card's numbers are those of the stored findings and the training record."""
+"""The README: its numbers are those of the stored findings and the training record, and what it prints runs."""
 
-from pathlib import Path
+import re
 
 import pytest
+from conftest import NOTEBOOKS, ROOT
 
+from helpers.core.estimates import Comparison, Estimate
+from helpers.core.files import WorkbookError
 from helpers.core.model import EMBEDDED_MODEL
-from helpers.report.pages import blocks, refresh
+from helpers.report.findings import Findings
+from helpers.report.frontpage import for_model, refresh
 
-ROOT = Path(__file__).parents[1]
-
-
-def test_a_block_is_replaced_between_its_marks():
-    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
-    fresh = refresh(text, {"x": "new \\1"})
-    assert fresh == "a\n<!-- x -->\nnew \\1\n<!-- /x -->\nb\n"
-    assert refresh(fresh, {"x": "new \\1"}) == fresh
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [
+    "This is", "![", "## Five things", "## Two commands", "## Ask it something", "## Another model, other stories",
+    "## The notebooks", "## The house", "## Sources and licences",
+]  # fmt: skip
 
 
-def test_a_missing_mark_is_named():
-    with pytest.raises(ValueError, match="<!-- x -->"):
-        refresh("nothing here", {"x": "new"})
+@pytest.fixture
+def checkout(tmp_path):
+    findings = Findings("03 heads")
+    pair = Comparison(
+        Estimate(5.44, 5.2, 5.6), Estimate(-0.11, -0.2, 0.1), Estimate(5.55, 5.1, 5.9), "others hidden"
+    )
+    for sentence in ("Names come back.", "Quotes *close*."):
+        findings.add(sentence, pair, unit="nats", least=0.5, why="x")
+    findings.save(tmp_path / "notebooks" / "findings" / "03_heads.json")
+    return tmp_path
 
 
-def test_the_readme_and_the_card_are_up_to_date():
-    fresh = blocks(ROOT)
-    for path, names in (
-        (ROOT / "README.md", ("losses", "findings", "answer")),
-        (EMBEDDED_MODEL / "README.md", ("losses",)),
-    ):
-        text = path.read_text(encoding="utf-8")
-        assert refresh(text, {name: fresh[name] for name in names}) == text
+def test_a_finding_is_written_between_its_marks_however_often(checkout):
+    text = "Names: <!-- measured 03 Names come -->old\nolder<!-- /measured -->, and\n<!-- measured 03 Quotes --><!-- /measured -->\n"
+    fresh = refresh(text, checkout)
+    said = "*clear: 5.44 (5.20 to 5.60) nats; others hidden: -0.11 (-0.20 to 0.10)*"
+    assert fresh == (
+        f"Names: <!-- measured 03 Names come -->{said}<!-- /measured -->, and\n<!-- measured 03 Quotes -->{said}<!-- /measured -->\n"
+    )
+    assert refresh(fresh, checkout) == fresh
 
 
-def test_every_notebook_has_its_findings_on_the_readme():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
-        assert f"| {path.name[:2]} |" in text
-        assert f"notebooks/{path.name}" in text
+@pytest.mark.parametrize("asked, found", [("03 Zebras", 0), ("02 Names", 0), ("03 s", 2)])
+def test_a_finding_that_is_not_there_or_not_the_only_one_is_refused(checkout, asked, found):
+    with pytest.raises(WorkbookError, match=f"{found} findings of notebook"):
+        refresh(f"<!-- measured {asked} --><!-- /measured -->", checkout)
+
+
+def test_another_models_front_page_leaves_out_what_was_found_in_the_embedded_one():
+    text = "a\n<!-- own model -->\n![x](y)\n<!-- /own model -->\nb\n"
+    told = for_model(text, {"model": "m*", "stories": "mine <b>"})
+    assert re.fullmatch(r"a\nThese pages .*\*\*m&#42;\*\*.*mine &#60;b&#62;.*\nb\n", told)
+    assert for_model(text, None) == text
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", EMBEDDED_MODEL / "README.md"], ids=["README", "card"])
+def test_stored_numbers_are_up_to_date(path):
+    text = path.read_text(encoding="utf-8")
+    assert refresh(text, ROOT) == text
+    assert "<!-- losses -->" in text
+
+
+def test_the_readme_has_its_parts_in_order():
+    places = [README.index(part) for part in BLOCKS]
+    assert places == sorted(places)
+    five = README[README.index(BLOCKS[2]) : README.index(BLOCKS[3])]
+    assert five.count("<!-- measured") == five.count("\n- **") == 5
+
+
+def test_every_notebook_is_named():
+    assert [path.name for path in NOTEBOOKS if f"(notebooks/{path.name})" not in README] == []
+
+
+@pytest.mark.slow
+def test_the_eight_lines_run_as_they_are_printed(capsys, monkeypatch):
+    source = re.search("```python\n(.*?)```", README, re.DOTALL)[1]
+    monkeypatch.setenv("TINYSTORIES_COUNT", "60")
+    space: dict = {}
+    exec(source, space)  # as a reader would who has read nothing else
+    told = capsys.readouterr().out
+    assert len([line for line in source.splitlines() if line.strip()]) == 8
+    assert "neurons “reads rain sun snow wind storm cloud" in told and "nats a token" in told
+    assert len(space["found"]) >= 1

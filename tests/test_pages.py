@@ -1,113 +1,333 @@
-"""The exported pages, opened in a browser that has no network: everything draws and nothing complains."""
+"""The exported site, opened from disk in a browser without a network: it reads, draws, searches, filters and loads nothing."""
 
+import base64
+import io
+import os
 import re
-import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from browser import Opened, open_page
+import torch
+from browser import Page, browser
+from bs4 import BeautifulSoup
+from conftest import NOTEBOOKS, ROOT
+from nbclient.exceptions import CellExecutionError
 
-from helpers.figures.widgets import MARK
-from helpers.report import pages as report
+from helpers.core.estimates import Comparison, Estimate
+from helpers.core.files import WorkbookError
+from helpers.figures import base as plots
+from helpers.figures.widgets import MARK, attention_heads, coloured_tokens, script
+from helpers.report import pages
+from helpers.report.findings import Findings
+from helpers.report.library import Entry, Library
+from helpers.report.prose import plain
+from helpers.report.site import NO_SCRIPT, SCRIPT
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LINKS = [("Overview", "index.html"), *((path.stem, f"{path.stem}.html") for path in NOTEBOOKS)]
-SCRIPT = re.compile(rf'<script id="{MARK}">.*?</script>', re.DOTALL)
+STORED = ["index", *(path.stem for path in NOTEBOOKS), "findings", "library"]
+DRIVER = ("software WebGL", "GL Driver Message")  # notes of a machine without a graphics card, not of the page
+OUTSIDE = """[...document.querySelectorAll('main *, header *, .contents *')].filter(element => {
+    const box = element.getBoundingClientRect();
+    return box.width && box.right > innerWidth + 1 && !element.closest('.scroll, .output, pre, header nav');
+}).map(element => element.outerHTML.slice(0, 100))"""
+NASTY = "# He had *two* toys, <b>$5</b> or $6 <script>window.struck = 1</script> [x](y) | P(cat | the) `_a_`"
 
 
-def page_of(path: Path) -> str:
-    return report.page(nbformat.read(path, as_version=4), path.stem, LINKS)
+def code(source: str, *outputs: dict, **metadata) -> nbformat.NotebookNode:
+    return nbformat.v4.new_code_cell(source, outputs=list(outputs), execution_count=1, metadata=metadata)
 
 
-def opened(text: str, folder: Path) -> Opened:
-    page = folder / "page.html"
-    page.write_text(text, encoding="utf-8")
-    return open_page(page)
+def output(**data: str) -> nbformat.NotebookNode:
+    kinds = {"html": "text/html", "markdown": "text/markdown", "text": "text/plain", "png": "image/png"}
+    return nbformat.v4.new_output("display_data", {kinds[name]: value for name, value in data.items()})
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
-def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    return opened(page_of(request.param), tmp_path_factory.mktemp("page"))
+def picture() -> str:
+    buffer = io.BytesIO()
+    plots.curves([1, 2], {"x": [1.0, 2.0]}, "The loss falls", "steps", "nats").savefig(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 @pytest.fixture(scope="module")
-def tour_page() -> str:
-    return page_of(ROOT / "notebooks" / "01_model_tour.ipynb")
-
-
-def test_a_page_shows_its_text(shown):
-    assert len(shown.text) > 2000
-
-
-def test_every_widget_of_a_page_draws(shown):
-    assert shown.undrawn == []
-
-
-def test_no_page_complains_in_the_console(shown):
-    assert shown.console == []
-
-
-def test_a_page_loads_nothing_from_elsewhere(shown):
-    assert [address[:100] for address in shown.loads if not address.startswith("data:")] == []
-
-
-def test_panes_are_replaced_by_a_note_and_bars_are_not_shown(shown):
-    assert "Failed to display" not in shown.text
-    assert "%|" not in shown.text
-
-
-def test_every_page_links_to_every_other(tour_page):
-    assert [target for _, target in LINKS if f'href="{target}"' not in tour_page] == []
-
-
-def test_the_tour_has_widgets_that_a_page_without_the_script_leaves_undrawn(tour_page, tmp_path):
-    bare, removed = SCRIPT.subn("", tour_page)
-    assert removed == 1
-    shown = opened(bare, tmp_path)
-    assert len(shown.widgets) >= 3
-    assert shown.undrawn == shown.widgets
-
-
-def test_a_script_that_throws_is_seen(tmp_path):
-    shown = opened(report.frame("<p>words</p><script>throw new Error('boom')</script>", "x", []), tmp_path)
-    assert len(shown.console) == 1
-    assert "boom" in shown.console[0]
-
-
-def test_a_picture_from_elsewhere_is_seen(tmp_path):
-    shown = opened(report.frame("<img src='https://example.org/a.png'>", "x", []), tmp_path)
-    assert "https://example.org/a.png" in shown.loads
-
-
-def test_the_index_shows_the_readme_with_its_figures(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    index = report.frame(report.readme_body(readme), "Overview", LINKS)
-    shutil.copytree(ROOT / "figures", tmp_path / "figures")
-    (tmp_path / "report").mkdir()
-    shown = opened(index, tmp_path / "report")
-    assert shown.console == []
-    elsewhere = [address for address in shown.loads if not address.startswith(("data:", "../figures/"))]
-    assert elsewhere == []
-
-
-def test_the_readmes_links_point_to_the_pages():
-    body = report.readme_body("![loss](figures/01_loss.png) [tour](notebooks/01_model_tour.ipynb)")
-    assert 'src="../figures/01_loss.png"' in body
-    assert 'href="01_model_tour.html"' in body
-
-
-def test_a_page_of_a_notebook_holds_its_code_text_and_outputs():
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site of one notebook, some findings and a library, in which all text means mischief."""
+    folder = tmp_path_factory.mktemp("trial")
+    tokens = ["<b>", " *", "$", "\n", " cat"]
     cells = [
-        nbformat.v4.new_markdown_cell("# A *title*"),
-        nbformat.v4.new_code_cell(
-            "answer = 6 * 7", outputs=[nbformat.v4.new_output("stream", name="stdout", text="forty-two")]
-        ),
+        nbformat.v4.new_markdown_cell("# 06 · Mischief\n\nThe answer is zebra.\n\n## Set-up"),
+        code("zebra = load()", output(html=script()._repr_html_())),
+        nbformat.v4.new_markdown_cell("## A *story*\n\n| a | b |\n|---|---|\n| " + "wide " * 80 + " | x |"),
+        code("show(story)", output(markdown=plain(NASTY), text="<Markdown>"), tags=["hide-input"]),
+        code("plot()", output(png=picture(), text="Figure: The loss falls")),
+        code("small()", output(png=picture(), text="<Image>")),
+        code("widget()", output(html=coloured_tokens(tokens, torch.arange(5.0))._repr_html_())),
+        code("widget()", output(html=attention_heads(tokens, torch.ones(2, 5, 5).tril())._repr_html_())),
+        code("print(x)", nbformat.v4.new_output("stream", name="stdout", text="1 < 2 & " + "long" * 200)),
     ]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    page = report.page(notebook, "A title", [("A title", "a.html"), ("Another", "b.html")])
-    assert 'href="a.html" class=here' in page
-    assert 'href="b.html"' in page
-    assert "forty-two" in page
-    assert "answer" in page
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "06_mischief.ipynb")
+    results = folder / "results" / "notebooks"
+    gap = Estimate(0.5, 0.4, 0.6)
+    library = Library("embedded")
+    for number in ("05", "06"):
+        findings = Findings(f"{number} {NASTY}")
+        pair = Comparison(gap, Estimate(0.0, 0.0, 0.0), gap, NASTY)
+        for least in (0.1, 0.5):
+            found = findings.add(f"Giraffes {least}: {NASTY}", pair, unit="nats", least=least, why=NASTY)
+        findings.save(results / "findings" / f"{number}_mischief.json")
+        library.put(Entry(f"{number} a", "head", "head 3", NASTY, [found], number, reads=NASTY, raises="okapi"))
+    library.save(results / "library.json")
+    with pytest.MonkeyPatch.context() as settings:
+        settings.setenv("TINYSTORIES_RESULTS", str(folder / "results"))
+        pages.build([folder / "06_mischief.ipynb"], folder / "report", run=False)
+    return folder / "report"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of the stored notebooks."""
+    out = tmp_path_factory.mktemp("stored") / "report"
+    with pytest.MonkeyPatch.context() as settings:
+        settings.delenv("TINYSTORIES_RESULTS", raising=False)
+        pages.build(NOTEBOOKS, out, run=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def tab():
+    with browser() as page:
+        yield page
+
+
+def soup(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def check(tab: Page, path: Path, width: int) -> None:
+    """A page fits, draws its widgets, does not complain and asks for nothing from elsewhere."""
+    tab.open(path, width)
+    assert tab.undrawn() == []
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth && innerWidth") == width
+    assert tab.run(OUTSIDE) == []
+    assert [line for line in tab.console if not any(note in line for note in DRIVER)] == []
+    beside = path.parent.as_uri() + "/"
+    assert [address for address in tab.requests if not address.startswith(("data:", beside))] == []
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("name", ["index", "06_mischief", "findings", "library"])
+def test_a_page_fits_and_draws_whatever_its_text(tab, trial, name, width):
+    check(tab, trial / f"{name}.html", width)
+    assert tab.run("window.struck") is None
+    assert name == "index" or tab.run(f"document.querySelector('main').innerText.includes({NASTY!r})")
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_page_fits_and_draws(tab, stored, name, width):
+    check(tab, stored / f"{name}.html", width)
+    assert len(tab.run("document.querySelector('main').innerText")) > 1000
+
+
+def test_a_page_that_does_wrong_is_seen(tab, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<main><img src='https://example.org/a.png'><p style='width:2000px'>x</p></main><script>throw 1</script>"
+    )
+    tab.open(page, 390)
+    assert tab.requests[-1] == "https://example.org/a.png"
+    assert any("ERR_NAME_NOT_RESOLVED" in line for line in tab.console) and len(tab.console) == 2
+    assert len(tab.run(OUTSIDE)) == 1
+
+
+def test_a_widget_whose_script_is_missing_is_seen(tab, trial, tmp_path):
+    text = (trial / "06_mischief.html").read_text(encoding="utf-8")
+    assert text.count('<script src="circuitsvis.js">') == 1 and f'id="{MARK}"' not in text and MARK == SCRIPT
+    (tmp_path / "page.html").write_text(text.replace("circuitsvis.js", "none.js"))
+    assert len(tab.open(tmp_path / "page.html").undrawn()) == 2
+
+
+def search(tab: Page, text: str) -> list[str]:
+    tab.type("form input", text)
+    tab.wait(
+        f"document.querySelector('form input').value === {text!r} && !document.querySelector('.results').hidden"
+    )
+    return tab.run("[...document.querySelectorAll('.results li')].map(row => row.innerText)")
+
+
+def test_the_search_finds_words_on_all_pages_and_leads_there(tab, trial):
+    tab.open(trial / "index.html")
+    first, second = search(tab, "zebra")
+    assert first.startswith("06 · Mischief") and "The answer is zebra." in first
+    assert second.startswith("Set-up") and "zebra = load()" in second  # code comes after text
+    assert len(search(tab, "GIRAFFES 0.1")) == 2
+    (found,) = {row.split("\n")[0].split(" Library")[0] for row in search(tab, "okapi")}
+    assert found == NASTY
+    assert search(tab, "aardvark") == ["Nothing on any page has “aardvark”."]
+    search(tab, "two toys")
+    tab.run("document.querySelector('.results a[href^=\"06\"]').click()")
+    tab.wait("location.pathname.endsWith('06_mischief.html') && document.readyState === 'complete'")
+    assert tab.wait("scrollY") > 100
+
+
+def test_the_search_of_the_stored_pages_finds_a_word_that_they_have(tab, stored):
+    tab.open(stored / "library.html", 390)
+    rows = search(tab, "searching")
+    assert any("MLP neurons" in row for row in rows)
+    tab.run("document.querySelector('.results a').click()")
+    tab.wait("document.readyState === 'complete' && document.body.innerText.toLowerCase().includes('searching')")
+
+
+def shown(tab: Page) -> list[str]:
+    return tab.run(
+        "[...document.querySelectorAll('tbody tr')].filter(row => !row.hidden).map(row => row.innerText)"
+    )
+
+
+def choose(tab: Page, name: str, value: str) -> None:
+    tab.run(f"{{ const box = document.querySelector('[name={name}]'); box.value = {value!r};"
+            "box.dispatchEvent(new Event('input', {bubbles: true})); }")  # fmt: skip
+
+
+def test_findings_are_filtered_by_notebook_verdict_and_words(tab, trial):
+    tab.open(trial / "findings.html")
+    assert len(shown(tab)) == 4
+    choose(tab, "verdict", "clear")
+    assert [row.split()[1] for row in shown(tab)] == ["0.1:", "0.1:"]
+    choose(tab, "notebook", "05")
+    assert len(shown(tab)) == 1 and tab.run("document.querySelector('.filters output').value") == "1 of 4"
+    choose(tab, "verdict", "")
+    tab.type(".filters input", "GIRAFFES 0.5:")
+    assert [row.split()[1] for row in shown(tab)] == ["0.5:"]
+    tab.type(".filters input", "zebra")
+    assert shown(tab) == []
+
+
+def test_library_entries_are_filtered_by_their_words(tab, trial):
+    tab.open(trial / "library.html", 390)
+    tab.type(".filters input", "okapi head 3")
+    assert len(shown(tab)) == 2
+    choose(tab, "notebook", "06")
+    assert len(shown(tab)) == 1
+
+
+def test_code_is_folded_until_it_is_asked_for_and_sentences_stay_folded(tab, trial):
+    tab.open(trial / "06_mischief.html")
+    folded = "document.querySelectorAll('details.code:not([open])').length"
+    assert tab.run(folded) == 7
+    tab.run("document.querySelector('.made button').click()")
+    assert tab.run(folded) == 1 and tab.run("document.querySelector('details.sentence').open") is False
+    tab.run("document.querySelector('.made button').click()")
+    assert tab.run(folded) == 7
+
+
+def test_the_table_of_contents_is_beside_the_text_or_folded_on_a_phone(tab, trial):
+    tab.open(trial / "06_mischief.html", 1200)
+    assert tab.run("[...document.querySelectorAll('.contents a')].map(a => a.innerText)") == ["Set-up", "A story"]
+    assert tab.run("document.querySelector('.contents').getBoundingClientRect().right") < 400
+    tab.open(trial / "06_mischief.html", 390)
+    assert tab.run("document.querySelector('.contents details').open") is False
+
+
+def test_light_and_dark_follow_the_reader(tab, trial):
+    shades = []
+    for dark in (False, True):
+        tab.open(trial / "06_mischief.html", dark=dark)
+        shades.append(
+            [sum(map(int, re.findall(r"\d+", tab.run(f"getComputedStyle(document.querySelector('{place}')).{side}"))[:3]))
+             for place in ("body", ".highlight") for side in ("backgroundColor", "color")]
+        )  # fmt: skip
+    (paper, ink, soft, code_ink), (night, light, soft_night, code_light) = shades
+    assert paper - ink > 400 and soft - code_ink > 400
+    assert light - night > 400 and code_light - soft_night > 400
+
+
+def test_a_reader_without_javascript_is_told_what_is_missing_and_has_the_rest(tab, trial):
+    tab.open(trial / "06_mischief.html", scripts=False)
+    text = tab.run("document.body.innerText")
+    assert NO_SCRIPT in text and NASTY in text
+    assert tab.run("document.querySelectorAll('header form, .filters, .made button').length") == 0
+    assert tab.run("document.querySelector('.circuitsvis-widget').innerText").endswith("where JavaScript is on.")
+    tab.open(trial / "06_mischief.html")
+    assert NO_SCRIPT not in tab.run("document.body.innerText")
+
+
+def test_pictures_are_described_by_their_titles_or_their_sections(trial):
+    alts = [image["alt"] for image in soup(trial / "06_mischief.html").select("img")]
+    assert alts == ["The loss falls", "Figure in “A *story*”"]
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_every_picture_of_a_stored_page_is_described_and_every_link_leads_somewhere(stored, name):
+    page = soup(stored / f"{name}.html")
+    assert [str(image)[-200:] for image in page.select("img") if not image.get("alt")] == []
+    assert len({tag["id"] for tag in page.select("[id]")}) == len(page.select("[id]"))
+    ids = {path.name: {tag["id"] for tag in soup(path).select("[id]")} for path in stored.glob("*.html")}
+    for link in page.select("a[href]"):
+        target, _, anchor = link["href"].partition("#")
+        if not re.match(r"\w+:", target):
+            file = (ROOT / target.removeprefix("../")) if target.startswith("../") else stored / target
+            assert file.exists(), link
+            assert not anchor or anchor in ids[target or f"{name}.html"], link
+
+
+def test_every_page_names_its_model_and_its_stories(trial):
+    for path in trial.glob("*.html"):
+        assert "Made with the model embedded on the project's stories." in soup(path).get_text()
+
+
+def test_the_front_page_of_another_model_shows_nothing_of_the_embedded_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYSTORIES_MODEL", "random:embedded")
+    monkeypatch.setenv("TINYSTORIES_COUNT", "8")
+    (index, *_) = pages.write_site({}, tmp_path)
+    text = soup(index).get_text()
+    assert "Made with the model random:embedded on the first 8 of the project's stories." in text
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    own = re.search("<!-- own model -->(.*?)<!-- /own model -->", readme, re.DOTALL)[1]
+    sentences = re.findall(r"\*\*(.+?)\*\*", own)
+    assert len(sentences) >= 5
+    assert [sentence for sentence in sentences if sentence in text] == [] and not soup(index).select("img")
+    assert "make report" in text
+
+
+@pytest.mark.parametrize("setting", ["TINYSTORIES_MODEL", "TINYSTORIES_STORIES", "TINYSTORIES_COUNT"])
+@pytest.mark.parametrize("way", ["--store", "--stored"])
+def test_what_is_stored_is_the_embedded_models_on_the_projects_stories(setting, way):
+    command = [sys.executable, "-m", "helpers.report", way]
+    given = {"TINYSTORIES_MODEL": "random:embedded", "TINYSTORIES_STORIES": "x.jsonl", "TINYSTORIES_COUNT": "3"}
+    done = subprocess.run(
+        command, env=os.environ | {setting: given[setting]}, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert (
+        done.stderr.startswith("error: Stored outputs are those of the embedded model")
+        and done.stderr.count("\n") == 1
+    )
+
+
+def written(folder: Path, *sources: str) -> Path:
+    path = folder / "07_own.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources]), path)
+    return path
+
+
+def test_a_notebook_is_executed_and_the_time_that_is_left_is_told(tmp_path, capsys):
+    path, done = written(tmp_path, "from tqdm.auto import tqdm", "list(tqdm([1]))\n6 * 7"), {}
+    pages.execute_all([path, path], done.__setitem__)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 of 2: 07_own.ipynb; about 2 min to go"
+    assert re.fullmatch(r"2 of 2: 07_own.ipynb; about \d+ s to go", lines[1])
+    assert [out["data"]["text/plain"] for cell in done[path].cells for out in cell.outputs] == ["42"]
+    assert done[path].metadata["seconds"] < 120
+
+
+def test_a_refusal_of_the_workbook_in_a_cell_is_one_line(tmp_path):
+    path = written(tmp_path, "from helpers import load_model", "load_model('none/such/model')")
+    with pytest.raises(WorkbookError, match=r"07_own\.ipynb: No model folder at none/such/model"):
+        pages.execute(path)
+
+
+def test_any_other_error_in_a_cell_keeps_its_traceback(tmp_path):
+    with pytest.raises(CellExecutionError, match="1 / 0"):
+        pages.execute(written(tmp_path, "1 / 0"))

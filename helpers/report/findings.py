@@ -49,18 +49,22 @@ class Finding:
         return "clear" if low > self.least else "some"
 
     @property
-    def rank(self) -> str:
-        """How many of the controls it exceeds, where there were several."""
-        return f"beats {self.pair.beaten} of {self.pair.tried}" if self.pair.tried > 1 else ""
+    def effect(self) -> str:
+        """The value with its interval and unit."""
+        return f"{_text(self.pair.value, self.digits)} {self.unit}"
+
+    @property
+    def control(self) -> str:
+        """What it was held against, and how that came out."""
+        rank = f", beats {self.pair.beaten} of {self.pair.tried}" if self.pair.tried > 1 else ""
+        return f"{self.pair.control_name}: {_text(self.pair.control, self.digits)}{rank}"
 
     @property
     def measured(self) -> str:
         """Value, control, difference and what was asked, in one line."""
-        value, control, gap = (_text(part, self.digits) for part in self._sides.values())
-        rank = f", {self.rank}" if self.rank else ""
         return (
-            f"{value} {self.unit} on {self.split} text; {self.pair.control_name}: {control}{rank}. "
-            f"Difference {gap}; it matters from {self.least:g} on ({self.why})."
+            f"{self.effect} on {self.split} text; {self.control}. Difference "
+            f"{_text(self.pair.difference, self.digits)}; it matters from {self.least:g} on ({self.why})."
         )
 
     @property
@@ -89,6 +93,16 @@ class Finding:
         of_another = {"about": self.about} if self.about else {}
         named = {"control_name": self.pair.control_name}
         return {"sentence": self.sentence} | facts | numbers | named | rank | of_another
+
+    @classmethod
+    def of(cls, row: dict) -> "Finding":
+        """The finding that a record is of, with the record's rounding."""
+        sides = (
+            Estimate(*(math.nan if x is None else x for x in row[side]))
+            for side in ("value", "control", "difference")
+        )
+        pair = Comparison(*sides, row["control_name"], row["beaten"], row["tried"])
+        return cls(row["sentence"], pair, *(row[name] for name in ("unit", "least", "why", "split", "digits")))
 
 
 def _rounded(value: float, digits: int) -> float | None:

@@ -152,6 +152,14 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
 
 def cells(row: dict) -> tuple[str, ...]:
     """An entry's record as texts for a table: sentence, parts, reads, raises, lowers, verdict."""
-    parts = row["parts"][:6] + ([f"… {len(row['parts'])} in all"] if len(row["parts"]) > 6 else [])
+    numbers: dict[str, list[str]] = {}
+    for part in row["parts"]:
+        kind, _, number = part.rpartition(" ")
+        numbers.setdefault(kind, []).append(number)
+    parts = (
+        f"{kind}{'s' if kind and len(these) > 1 else ''} {', '.join(these[:6])}"
+        + (f" … ({len(these)})" if len(these) > 6 else "")
+        for kind, these in numbers.items()
+    )
     sides = (", ".join(row[side]) for side in ("reads", "raises", "lowers"))
-    return row["sentence"], ", ".join(parts), *sides, row["verdict"]
+    return row["sentence"], "; ".join(parts).strip(), *sides, row["verdict"]

@@ -1,0 +1,221 @@
+"""The report's pages: bodies in frames, headings into contents and into the search index, nothing from elsewhere."""
+
+import base64
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import nbformat
+from bs4 import BeautifulSoup, NavigableString, Tag
+from nbconvert.filters import ansi2html
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+from helpers.core.files import write_text
+from helpers.report.findings import VERDICTS, Finding
+from helpers.report.library import cells
+
+SCRIPT = "circuitsvis-script"  # the id of the element by which a stored notebook loads the widgets' script
+NO_SCRIPT = (
+    "JavaScript is off: there is no search, no filter, and the interactive figures stay empty. All text, tables and "
+    "pictures are here."
+)
+TWIN = "An interactive twin of the figure above draws here where JavaScript is on."
+HEADINGS = ("h1", "h2", "h3")
+BLOCKS = ("td", "th", "li", "p", "br", "div", "pre", "details")  # words of two of them do not run together
+text_of = html.escape
+
+
+class Site:
+    """Pages that link to each other, and one search index over all of them.
+
+    names: (title, file name) of every page, in order. note: what all of it was made with.
+    """
+
+    def __init__(self, names: Sequence[tuple[str, str]], note: str):
+        self.names, self.note = list(names), note
+        self.pages: dict[str, str] = {}
+        self.index: list[list[str]] = []
+
+    def add(self, body: str, title: str, name: str) -> None:
+        """Put a body into the site as a page."""
+        soup = BeautifulSoup(body, "html.parser")
+        for old in soup.select("a.anchor-link"):
+            old.decompose()
+        for heading in soup.find_all(HEADINGS):
+            heading["id"] = re.sub(r"\W+", "-", heading.get_text().strip()) or "section"
+        self.index += [[name, *section] for section in sections(soup)]
+        listed = contents(soup)
+        for heading in soup.find_all(HEADINGS[1:]):
+            link = {"href": f"#{heading['id']}", "class": "link", "aria-label": "link to this section"}
+            heading.append(soup.new_tag("a", attrs=link, string="#"))
+        for table in soup.find_all("table"):
+            table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
+        for wait in soup.select(".circuitsvis-widget small"):
+            wait.string = TWIN
+        links = "".join(
+            f'<a href="{file}"{" aria-current=page" if file == name else ""}>{text_of(text)}</a>'
+            for text, file in self.names
+        )
+        widgets = '<script src="circuitsvis.js"></script>' if soup.select_one(".circuitsvis-widget") else ""
+        self.pages[name] = (
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text_of(title)}</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+            f'<link rel="stylesheet" href="pages.css">{widgets}<script src="pages.js" defer></script></head><body>'
+            f'<header><nav aria-label="pages">{links}</nav><noscript>{NO_SCRIPT}</noscript></header>'
+            f'<p class="made">{text_of(self.note)}</p><div class="page">{listed}<main>{soup}</main></div></body></html>\n'
+        )
+
+    def write(self, out: Path) -> list[Path]:
+        """Write all pages, their style, scripts and search index."""
+        here, light, dark = (
+            Path(__file__).parent,
+            *(HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark")),
+        )
+        rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in self.index)
+        titles = json.dumps({file: text for text, file in self.names}, ensure_ascii=False)
+        style = (here / "pages.css").read_text(encoding="utf-8")
+        bundle = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+        beside = {
+            "pages.css": f"{style}{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n",
+            "pages.js": (here / "pages.js").read_text(encoding="utf-8"),
+            "index.js": f"window.PAGES = {titles};\nwindow.SECTIONS = [\n{rows}\n];\n",
+            "circuitsvis.js": f"{bundle}\nwindow.CircuitsVis = CircuitsVis;\n",
+        }
+        for name, text in beside.items():
+            write_text(out / name, text)
+        return [write_text(out / name, page) for name, page in self.pages.items()]
+
+
+def contents(soup: BeautifulSoup) -> str:
+    """The table of contents of a page, or nothing for a page of one section."""
+    found = soup.find_all(HEADINGS[1:])
+    rows = (f'<li class="{h.name}"><a href="#{h["id"]}">{text_of(h.get_text())}</a></li>' for h in found)
+    folded = f"<details open><summary>Contents</summary><ol>{''.join(rows)}</ol></details>"
+    return f'<nav class="contents" aria-label="contents">{folded}</nav>' if len(found) > 1 else ""
+
+
+def sections(soup: BeautifulSoup) -> list[list[str]]:
+    """What the search finds on a page: [anchor, heading, text, code] of every section and of every row of a list."""
+    code = {
+        id(node)
+        for block in soup.select("details.code .highlight, pre code")
+        for node in block.find_all(string=True)
+    }
+    found = [["", "", [], []]]
+    for node in soup.descendants:
+        if isinstance(node, Tag):
+            found[-1][2].append(" " if node.name in BLOCKS else "")
+        if isinstance(node, Tag) and (node.name in HEADINGS or (node.name == "tr" and node.get("id"))):
+            heading = node.td or node
+            found.append([node["id"], heading.get_text(" ", strip=True), [], []])
+        elif type(node) is NavigableString:  # no style, script or comment
+            found[-1][3 if id(node) in code else 2].append(str(node))
+    joined = (
+        [anchor, title, *(" ".join("".join(part).split()) for part in rest)] for anchor, title, *rest in found
+    )
+    return [row for row in joined if row[2] or row[3]]
+
+
+def notebook_body(notebook: nbformat.NotebookNode) -> str:
+    """A notebook as HTML: code folded, pictures described, and the widgets' script left to the page."""
+    parts, heading = [], ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(markdown2html_mistune(cell.source))
+            heading = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [heading])[-1]
+        if cell.cell_type == "code" and cell.source.strip():
+            composes = "hide-input" in cell.metadata.get("tags", [])
+            kind, told = ("code sentence", "how this was written") if composes else ("code", "code")
+            source = highlight(cell.source, PythonLexer(), HtmlFormatter())
+            parts.append(f'<details class="{kind}"><summary>{told}</summary>{source}</details>')
+            parts += [f'<div class="output">{shown(output, heading)}</div>' for output in cell.outputs]
+    return "\n".join(parts)
+
+
+def shown(output: nbformat.NotebookNode, heading: str) -> str:
+    """One output in its richest form; a picture is described by its figure's title, or else by its section's."""
+    data = output.get("data", {"text/plain": output.get("text") or "\n".join(output.get("traceback", []))})
+    if "text/html" in data:
+        return "" if f'id="{SCRIPT}"' in data["text/html"] else data["text/html"]
+    plain = data.get("text/plain", "")
+    if "image/png" in data:
+        source = "".join(data["image/png"].split())
+        width = int.from_bytes(base64.b64decode(source[:32])[16:20], "big")  # the fifth word of a PNG
+        title = plain.removeprefix("Figure: ") if plain.startswith("Figure: ") else f"Figure in “{heading}”"
+        facts = f'style="--width:{width}px" alt="{text_of(title[:300])}"'
+        return f'<img class="figure" src="data:image/png;base64,{source}" {facts}>'
+    if "text/markdown" in data:
+        return markdown2html_mistune(data["text/markdown"])
+    return f"<pre>{ansi2html(plain)}</pre>"
+
+
+def title_of(notebook: nbformat.NotebookNode, otherwise: str) -> str:
+    """The notebook's first heading."""
+    found = re.search(r"^# (.+)$", notebook.cells[0].source, re.MULTILINE) if notebook.cells else None
+    return found[1].strip() if found else otherwise
+
+
+def readme_body(text: str, root: Path) -> str:
+    """The README as HTML, its links pointing from report/ at what stands beside it, its pictures within."""
+    soup = BeautifulSoup(markdown2html_mistune(text), "html.parser")
+    for image in soup.select("img"):
+        image["src"] = f"data:image/png;base64,{base64.b64encode((root / image['src']).read_bytes()).decode()}"
+    for link in soup.select("a[href]"):
+        notebook = re.fullmatch(r"notebooks/(\d[^/]*)\.ipynb", link["href"])
+        if not re.match(r"[a-z]+:|#|\w+\.html", link["href"]):
+            link["href"] = f"{notebook[1]}.html" if notebook else f"../{link['href']}"
+    return str(soup)
+
+
+def list_body(title: str, lead: str, names: str, rows: Iterable[tuple[dict[str, str], Sequence[str]]]) -> str:
+    """A page of one table, to be filtered by the facts that stand with each row."""
+    body, facts = "", {}
+    for i, (facts, texts) in enumerate(rows):
+        data = "".join(f' data-{key}="{text_of(value)}"' for key, value in facts.items())
+        body += f'<tr id="row-{i}"{data}>{"".join(f"<td>{text}</td>" for text in texts)}</tr>'
+    head = "".join(f"<th>{name}</th>" for name in names.split(" | "))
+    table = f'<table data-filters="{" ".join(facts)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f"<h1>{title}</h1><p>{lead}</p>{table if body else '<p>None yet.</p>'}"
+
+
+def findings_body(rows: list[dict]) -> str:
+    """All findings."""
+    meanings = "; ".join(f"{_verdict(name)} if {meaning}" for name, meaning in VERDICTS.items())
+    lead = f"What was measured, beside the strongest fair control; the difference of the two decides: {meanings}."
+    listed = []
+    for row in rows:
+        finding, page = Finding.of(row), f'<a href="{text_of(row["file"])}.html">{text_of(row["notebook"])}</a>'
+        folded = f"<details><summary>{text_of(finding.effect)}</summary>{text_of(finding.measured)}</details>"
+        facts = {"notebook": row["file"][:2], "verdict": row["verdict"]}
+        listed.append((facts, (text_of(row["sentence"]), folded, page, _verdict(row["verdict"]))))
+    return list_body("All findings", lead, "finding | measured | notebook | verdict", listed)
+
+
+def library_body(rows: list[dict]) -> str:
+    """All entries of the library."""
+    lead = (
+        "What the model knows: the part that does it, the words it reads, the words it raises and those it lowers."
+    )
+    listed = []
+    for row in rows:
+        *texts, verdict = cells(row)
+        proofs = ((proof["sentence"], Finding.of(proof).measured, proof["notebook"]) for proof in row["evidence"])
+        told = "".join(
+            f"<li>{text_of(f'{sentence} {measured} ({notebook})')}</li>" for sentence, measured, notebook in proofs
+        )
+        evidence = f"<details><summary>{len(row['evidence'])}</summary><ul>{told}</ul></details>"
+        facts = {"notebook": row["notebook"][:2], "kind": row["kind"], "verdict": verdict}
+        listed.append((facts, (*map(text_of, texts), evidence, _verdict(verdict))))
+    return list_body(
+        "The library", lead, "what it knows | parts | reads | raises | lowers | evidence | verdict", listed
+    )
+
+
+def _verdict(name: str) -> str:
+    return f'<i class="verdict {name}" title="{VERDICTS[name]}">{name}</i>'
