@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def model() -> TransformerBridge:
 @pytest.fixture(scope="session")
 def twin() -> TransformerBridge:
     return load_model("random:embedded")
+
+
+@pytest.fixture(autouse=True)
+def untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test does to a shared model's weights is undone whatever happens, and the test that did it is named."""
+    shared = [request.getfixturevalue(name) for name in ("model", "twin") if name in request.fixturenames]
+    before = [{name: weight.clone() for name, weight in model.state_dict().items()} for model in shared]
+    yield
+    changed = []
+    for model, weights in zip(shared, before, strict=True):
+        for name, weight in model.state_dict().items():
+            if not torch.equal(weight, weights[name]):
+                changed.append(name)
+                weight.copy_(weights[name])
+    assert not changed, f"{request.node.name} changed the shared model's {changed[0]}: let it restore what it edits"
 
 
 @pytest.fixture(scope="session")
