@@ -14,20 +14,24 @@ The way of the data through the house, each room using only those above it:
 from helpers.core.estimates import compare, estimate
 from helpers.core.files import WorkbookError, results_folder
 from helpers.core.model import load_model
-from helpers.core.parts import ablate, heads, neurons
+from helpers.core.parts import ablate
 from helpers.core.sampling import own_stories, sample
 from helpers.core.scan import scan, walk
 from helpers.core.stories import load_stories, stream_stories
 from helpers.core.words import family, tagged, words
+from helpers.figures.heads import circuit_graph, show_head
 from helpers.figures.neurons import show_neuron
+from helpers.heads.find import find_heads, look
 from helpers.neurons.find import find_neurons, matched_sets
 from helpers.neurons.ledger import read_ledger, search
 from helpers.neurons.steering import steer
 from helpers.report.findings import Findings, read_findings
 
+from helpers.core.parts import heads, neurons  # isort: skip  (last: the rooms of these names are the house's, not these)
+
 __all__ = [
-    "Findings", "WorkbookError", "ablate", "compare", "estimate", "family", "find_neurons", "heads",
-    "load_model", "load_stories", "matched_sets", "neurons", "own_stories", "read_findings", "read_ledger",
-    "results_folder", "sample", "scan", "search", "show_neuron", "steer", "stream_stories", "tagged", "walk",
-    "words",
+    "Findings", "WorkbookError", "ablate", "circuit_graph", "compare", "estimate", "family", "find_heads",
+    "find_neurons", "heads", "load_model", "load_stories", "look", "matched_sets", "neurons", "own_stories",
+    "read_findings", "read_ledger", "results_folder", "sample", "scan", "search", "show_head", "show_neuron", "steer",
+    "stream_stories", "tagged", "walk", "words",
 ]  # fmt: skip

@@ -1,20 +1,20 @@
-"""What heads write, programs in their place, skip-trigrams, circuit graphs."""
+"""What heads write, pieces of story and the card of a head, circuit graphs; programs in the heads' place."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from helpers.core.files import WorkbookError
+from helpers import WorkbookError, circuit_graph, scan, show_head
 from helpers.core.scan import walk
 from helpers.core.stories import encode_story
-from helpers.figures import heads as head_plots
-from helpers.heads import circuit_graph, skip_trigrams
-from helpers.heads import copying as head_copying
+from helpers.figures.heads import circuit, story_pieces
+from helpers.heads import copying, pieces
 from helpers.heads import programs as head_programs
+from helpers.heads.card import head_card
+from helpers.heads.changes import hear
+from helpers.heads.circuit_graph import DIRECT, OTHERS, path_graph
 from helpers.heads.programs import ALL, LATEST, Look, Program
-from helpers.heads.skip_trigrams import check_rules
-from helpers.report.pages import listed, table
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +23,23 @@ def encoded_story(model, stories):
 
 
 @pytest.fixture(scope="module")
-def known(model, stories):
-    return skip_trigrams.averages(walk(model, stories[:60]))
+def held(model, stories):
+    return scan(model, stories[:12])
 
 
 def test_the_factored_eigenvalues_are_those_of_the_whole_circuit(tiny):
-    embedding = head_copying.effective_embedding(tiny)
+    embedding = copying.effective_embedding(tiny)
     whole = (embedding - embedding.mean(0)) @ tiny.W_V[0, 1] @ tiny.W_O[0, 1] @ tiny.W_U
     values = torch.linalg.eigvals(whole.double())
     expected = (values.real.sum() / values.abs().sum()).item()
-    assert head_copying.eigenvalue_copying(tiny, 1) == pytest.approx(expected, abs=1e-3)
+    assert copying.eigenvalue_copying(tiny, 1) == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_head_that_writes_the_words_own_direction_copies(model, tiny):
-    tokens = torch.arange(tiny.cfg.d_vocab)
-    random = head_copying.own_token(tiny, 0, tokens)
-    assert abs(random["own rank"] - 0.5) < 0.1 and abs(random["diagonal"]) < 0.5
-    copying = head_copying.copying(model, torch.arange(4096))
-    assert max(copying["eigenvalues"]) > 0.5 and max(copying["diagonal"]) > 0.5
+def test_a_random_head_copies_by_chance_and_a_trained_one_more(model, tiny):
+    size = tiny.cfg.d_vocab
+    assert copying.own_rank(tiny, 0).median().item() / size == pytest.approx(0.5, abs=0.1)
+    best = min(copying.own_rank(model, h).median().item() for h in range(8)) / model.cfg.d_vocab
+    assert best < 0.3 and max(copying.eigenvalue_copying(model, h) for h in range(8)) > 0.5
 
 
 def test_a_head_that_writes_nothing_copies_nothing(tiny):
@@ -48,31 +47,115 @@ def test_a_head_that_writes_nothing_copies_nothing(tiny):
     for write in (0.0, 1e-9):  # nothing, and what rounding leaves of nothing
         empty = SimpleNamespace(**parts, W_O=write * torch.randn_like(tiny.W_O))
         empty.W_U = tiny.W_U if write == 0 else torch.zeros_like(tiny.W_U)
-        assert head_copying.eigenvalue_copying(empty, 0) == 0
-        found = head_copying.own_token(empty, 0, torch.arange(tiny.cfg.d_vocab))
-        assert found["in top"] == 0 and found["own rank"] == pytest.approx(0.5, abs=0.01)
+        assert copying.eigenvalue_copying(empty, 0) == 0
+        rank = copying.own_rank(empty, 0)
+        assert (rank >= 10).all() and rank.median() / tiny.cfg.d_vocab == pytest.approx(0.5, abs=0.01)
 
 
 def test_writes_of_a_token_are_what_the_head_would_write(model):
     token = torch.tensor([100])
-    value = head_copying.effective_embedding(model, token) @ model.W_V[0, 2] + model.b_V[0, 2]
-    torch.testing.assert_close(head_copying.token_writes(model, 2, token), value @ model.W_O[0, 2])
-    torch.testing.assert_close(
-        head_copying.token_writes(model, 2)[token], head_copying.token_writes(model, 2, token)
-    )
+    value = copying.effective_embedding(model, token) @ model.W_V[0, 2] + model.b_V[0, 2]
+    torch.testing.assert_close(copying.token_writes(model, 2, token), value @ model.W_O[0, 2])
+    torch.testing.assert_close(copying.token_writes(model, 2)[token], copying.token_writes(model, 2, token))
 
 
-def test_the_passage_is_the_mlps_derivative(model, stories):
-    (only,) = walk(model, stories[:1])
-    onward = head_copying.passage(model, [only])
+def test_the_passage_is_the_mlps_derivative(model, held):
+    onward = copying.mlp_passage(held)
     step = torch.randn(256, generator=torch.Generator().manual_seed(0)) * 1e-2
-    mid = only.flat(only.streams.resid_mid)
-    scale = head_copying.read_scale(model, mid)
-    w = head_copying.read_directions(model, torch.arange(1024))
+    mid = held.resid_mid
+    scale = mid.var(-1, unbiased=False, keepdim=True).add(model.cfg.eps).sqrt()
+    w = model.W_in[0] - model.W_in[0].mean(0)
     act = model.blocks[0].mlp.original_component.act
     before, after = (act((mid + d) / scale @ w + model.b_in[0]) @ model.W_out[0] + d for d in (0 * step, step))
     moved = (after - before).mean(0)
     assert torch.nn.functional.cosine_similarity(moved, step @ onward, dim=0) > 0.999
+
+
+def test_a_piece_says_what_the_model_says_with_and_without(model, held):
+    i = int(held.losses.masked_fill(held.pos > 50, 99).argmin())
+    batch = pieces.at_place(held, i)
+    found = pieces.piece(batch, torch.ones(600), hear(batch, torch.zeros(1, 256)))
+    assert found.chance == pytest.approx((-held.losses[i]).exp().item(), abs=1e-3)
+    assert found.without == pytest.approx(found.chance, abs=1e-4)
+    assert "".join(found.tokens) == model.tokenizer.decode(batch.encoded[0].tokens[1 : int(held.pos[i]) + 1])
+    assert found.word == model.tokenizer.decode([int(held.target[i])])
+
+
+def test_best_places_are_of_different_stories_and_words(held):
+    found = pieces.best_places(held, held.losses)
+    assert len(found) == 3 == len({int(held.story[i]) for i in found}) == len({int(held.target[i]) for i in found})
+    assert (held.pos[found] < pieces.LONGEST).all()
+
+
+def test_the_card_of_the_names_head_tells_of_names(held):
+    card = head_card(held, 3)
+    assert card.looks["class"].loc["PROPN", "head 3"] > 2 * card.looks["class"].loc["PROPN", "even"]
+    assert any(word in up for word, up, _ in card.words)  # it raises the word that it looks at
+    assert len(card.pieces) == 3 and all(piece.chance > piece.without for piece in card.pieces)
+    drawn = " ".join(text.get_text() for part in show_head(held, 3).subfigs for text in part.axes[0].texts)
+    assert card.words[0][0] in drawn and f"→ {card.pieces[0].word.strip()}" in drawn
+    with pytest.raises(WorkbookError, match="0 to 7"):
+        show_head(held, 8)
+    assert "brings" in repr(story_pieces(card.pieces, "It brings names", "attention"))
+
+
+PROMPT = "Lily lost her doll. She looked for her"
+
+
+@pytest.fixture(scope="module")
+def graph(model):
+    return path_graph(model, PROMPT, " doll", " mom")
+
+
+def test_every_cut_of_a_circuit_graph_sums_to_the_logit_difference(model, graph):
+    ids = [0, *model.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]]
+    logits = model(torch.tensor([ids]))[0, -1]
+    pair = [model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" doll", " mom")]
+    honest = (logits[pair[0]] - logits[pair[1]]).item()
+    assert (graph.word, graph.rival) == ("doll", "mom")
+    assert graph.difference == pytest.approx(honest, abs=1e-3)
+    for edges in graph.edges:
+        assert sum(edges.values()) == pytest.approx(honest, abs=1e-3)
+
+
+def test_what_comes_in_is_what_goes_out_of_a_node(graph):
+    for column in (1, 2):
+        for node in (node for node in graph.nodes if node.column == column):
+            came = sum(value for (_, end), value in graph.edges[column - 1].items() if end == node.name)
+            assert node.total == pytest.approx(came, abs=1e-3)
+
+
+def test_a_graph_pools_what_is_small_and_says_what_neurons_do(graph):
+    names = [node.name for node in graph.nodes if node.column == 2]
+    assert len(names) == 7 and OTHERS[2] in names and DIRECT in names
+    assert any("doll" in node.name for node in graph.nodes if node.column == 0)
+    for node in graph.nodes:
+        if node.name in graph.says:
+            helps = graph.says[node.name] in ("raises doll", "lowers mom")
+            assert helps == (node.total > 0)
+    drawn = [text.get_text() for text in circuit(graph, "a title", {"head 3": "brings names"}).axes[0].texts]
+    assert "doll over mom" in " ".join(drawn) and any("raises doll" in text for text in drawn)
+
+
+@pytest.mark.parametrize("rival", [None, " doll"])
+def test_a_word_is_never_its_own_rival(model, rival):
+    found = path_graph(model, PROMPT, " doll", rival)
+    assert found.word == "doll" and found.rival.lower() != "doll"
+    first = path_graph(model, PROMPT)
+    assert first.word.lower() != first.rival.lower() and first.difference > 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "message"),
+    [
+        ("  ", None, "Give a prompt"),
+        ("a " * 600, None, "Give a prompt"),
+        (PROMPT, " hippopotamuses", "single token"),
+    ],
+)
+def test_bad_prompts_and_words_are_refused(model, prompt, word, message):
+    with pytest.raises(WorkbookError, match=message):
+        circuit_graph(model, prompt, word)
 
 
 def test_looks_are_patterns(encoded_story):
@@ -125,101 +208,3 @@ def test_programs_of_a_batch_are_the_programs_of_its_stories(model, stories):
     length = len(encoded.tokens)
     torch.testing.assert_close(patterns[0, 3, :length, :length], programs[0].pattern(encoded))
     assert "50%" in programs[0].text() and "the latest of: names" in programs[0].text()
-
-
-def test_attention_read_from_weights_is_shared_among_average_words(model, known):
-    attention = skip_trigrams.attention_to(model, int(known.tokens[5]), known)
-    assert attention.shape == (8, len(known.tokens)) and attention.min() > 0 and attention.max() < 1
-    usual = (attention * known.frequency).sum(1)
-    assert (usual < 0.2).all()  # 1 / 128 where a head tells no words apart, more where it does
-
-
-def test_rules_are_of_the_kind_asked_for_and_varied(model, known):
-    places = known.tokens[known.frequency.topk(20).indices]
-    copies = skip_trigrams.read_rules(model, known, places, copying=True, most=10)
-    free = skip_trigrams.read_rules(model, known, places, copying=False, most=30)
-    assert all(rule.source == rule.output for rule in copies)
-    assert free and all(rule.source != rule.output for rule in free)
-    sources = [rule.source for rule in free]
-    assert max(map(sources.count, sources)) <= skip_trigrams.PER_TOKEN[0]
-    assert [rule.strength for rule in free] == sorted((rule.strength for rule in free), reverse=True)
-
-
-def test_a_copying_rule_holds_on_text_because_of_its_source(model, stories, known):
-    ids = {
-        word: model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" Tom", " said", " the")
-    }
-    rules = [
-        skip_trigrams.Rule(ids[" Tom"], ids[" said"], ids[" Tom"], 0.1, 0),
-        skip_trigrams.Rule(ids[" Tom"], ids[" the"], ids[" the"], 0.1, 0),
-    ]
-    check = check_rules(model, stories, rules)
-    gain = check.of(check.seen - check.blocked, torch.tensor([rule.output for rule in rules]))
-    other = check.of(check.seen - check.other, torch.tensor([rule.output for rule in rules]))
-    assert check.count[0] >= 1 and gain[0] > 0.5 > abs(other[0])
-
-
-def test_crossed_rules_share_source_and_head_alone():
-    rules = [
-        skip_trigrams.Rule(1, 2, 3, 0.1, 0),
-        skip_trigrams.Rule(1, 4, 5, 0.1, 0),
-        skip_trigrams.Rule(9, 4, 5, 0.1, 0),
-        skip_trigrams.Rule(1, 6, 7, 0.1, 1),  # another head's
-    ]
-    assert skip_trigrams.crossed(rules) == [(0, 1), (1, 0)]
-
-
-PROMPT = "Lily lost her doll. She looked for her"
-
-
-@pytest.fixture(scope="module")
-def graph(model):
-    return circuit_graph.circuit_graph(model, PROMPT)
-
-
-def test_every_cut_of_a_circuit_graph_sums_to_the_logit_difference(model, graph):
-    ids = [0, *model.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]]
-    logits = model(torch.tensor([ids]))[0, -1]
-    pair = [
-        model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (graph.likely, graph.rival)
-    ]
-    honest = (logits[pair[0]] - logits[pair[1]]).item()
-    assert graph.difference == pytest.approx(honest, abs=1e-3)
-    for edges in graph.edges:
-        assert sum(edges.values()) == pytest.approx(honest, abs=1e-3)
-
-
-def test_what_comes_in_is_what_goes_out_of_a_node(graph):
-    for column in (1, 2):
-        for node in (node for node in graph.nodes if node.column == column):
-            came = sum(value for (_, end), value in graph.edges[column - 1].items() if end == node.name)
-            assert node.total == pytest.approx(came, abs=1e-3)
-
-
-def test_a_graph_pools_what_is_small(graph):
-    names = [node.name for node in graph.nodes if node.column == 2]
-    assert len(names) == 8 and circuit_graph.REST in names and circuit_graph.DIRECT in names
-    assert head_plots.circuit(graph, "a title", {"head 3": "a note"}).axes
-
-
-def test_a_graph_asked_for_other_words_is_about_them(model):
-    found = circuit_graph.circuit_graph(model, PROMPT, " doll", " mom")
-    assert (found.likely, found.rival) == (" doll", " mom")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "word", "message"),
-    [
-        ("  ", None, "Give a prompt"),
-        ("a " * 600, None, "Give a prompt"),
-        (PROMPT, " hippopotamuses", "single token"),
-    ],
-)
-def test_bad_prompts_and_words_are_refused(model, prompt, word, message):
-    with pytest.raises(WorkbookError, match=message):
-        circuit_graph.circuit_graph(model, prompt, word)
-
-
-def test_tables_and_lists_of_prose():
-    assert table("a | b", [[1, "x"]]).data == "| a | b |\n|---|---|\n| 1 | x |"
-    assert listed([]) == "none" and listed(["a", "b"]) == "a, b"

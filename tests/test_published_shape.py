@@ -122,9 +122,8 @@ def test_the_neuron_helpers_fit_into_4_gib(neurons):
 
 
 def test_the_head_helpers_run_and_their_sums_are_exact(heads):
-    assert heads["finite"] and heads["programs"] == heads["heads"] == 16 and heads["copying"] == 3 * 16
-    assert abs(heads["eigenvalues"]) < 0.2 and heads["rules"] >= 1
-    assert heads["graph error"] < 1e-3 and heads["shares"] < 1e-3
+    assert heads["finite"] and heads["heads"] == 16 and heads["looked"] and heads["senders"]
+    assert abs(heads["eigenvalues"]) < 0.2 and heads["graph error"] < 1e-3
 
 
 def test_the_head_helpers_fit_into_4_gib(heads):

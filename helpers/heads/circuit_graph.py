@@ -1,4 +1,4 @@
-"""A circuit graph for one prediction: how a logit difference flows from source tokens through heads and neurons.
+"""A circuit graph for one prediction: how a logit difference flows from earlier words through heads and neurons.
 
 Every path from an input to the difference of two logits is a product of factors that are linear once the LayerNorms'
 scales, the attention patterns and each neuron's gate are taken as they are. A neuron's gate is its activation over its
@@ -18,9 +18,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.core.files import WorkbookError
 from helpers.core.logits import layernorm_scale
 from helpers.core.scan import Streams, run_streams
-from helpers.heads.to_neurons import read_directions, read_scale
+from helpers.heads.to_neurons import read_directions
 
-REST = "all others"
+OTHERS = ("other words", "other heads", "other neurons")
+OWN = ("this word", "place, biases")  # what needs no head
 DIRECT = "straight to the logits"
 
 
@@ -37,69 +38,56 @@ class Node:
 class Graph:
     """A circuit graph. edges: (node's name in a column, node's name in the next) → signed contribution, by column.
 
-    tokens: the prompt. likely, rival: the two next tokens. difference: the logit difference that every column's edges
-    sum to, taken from the model's own logits.
+    word, rival: the two next tokens. difference: the logit difference that every column's edges sum to, taken from the
+    model's own logits. says: what each neuron mostly does here, in words.
     """
 
-    tokens: list[str]
-    likely: str
+    word: str
     rival: str
     difference: float
     nodes: list[Node]
     edges: list[dict[tuple[str, str], float]]
+    says: dict[str, str]
 
 
 @torch.no_grad()
 def path_table(
-    model: TransformerBridge, streams: Streams, likely: int, rival: int
-) -> tuple[Float[Tensor, "carrier source route"], list[str]]:
-    """Signed contributions to the logit difference at the last position of one text, path by path, and the carriers' names.
+    model: TransformerBridge, streams: Streams, word: int, rival: int
+) -> Float[Tensor, "carrier source route"]:
+    """Signed contributions to the logit difference at the last position of one text, path by path.
 
-    carrier: token, position, head 0 …, biases. source: the position it reads (the last one for all but heads). route:
-    every neuron, then straight to the logits. Biases hold b_O, b_in, b_out and b_U.
+    carrier: token, place and biases, head 0 … source: the position it reads (the last one for all but heads). route:
+    every neuron, then straight to the logits. Biases are b_O, b_in, b_out and b_U.
     """
-    aim = (model.W_U[:, likely] - model.W_U[:, rival]) / layernorm_scale(model, streams.resid_post[0, -1])
+    aim = (model.W_U[:, word] - model.W_U[:, rival]) / layernorm_scale(model, streams.resid_post[0, -1])
     aim = aim - aim.mean()
-    neurons = torch.arange(model.cfg.d_mlp)
-    act = streams.mlp_post[0, -1]
-    writes, names = _writes(model, streams)
-    read = read_directions(model, neurons) / read_scale(model, streams.resid_mid[0, -1])
-    pre = writes.sum((0, 1)) @ read + model.b_in[0]
-    gate = torch.where(pre.abs() > 1e-6, act / pre, 0.5)
-    onward = gate * (model.W_out[0] @ aim)
-    table = torch.cat([(writes @ read) * onward, (writes @ aim)[..., None]], -1)
-    table[-1, -1, :-1] += model.b_in[0] * onward
-    table[-1, -1, -1] += model.b_out[0] @ aim + model.b_U[likely] - model.b_U[rival]
-    return table, names
-
-
-def _writes(
-    model: TransformerBridge, streams: Streams
-) -> tuple[Float[Tensor, "carrier source d_model"], list[str]]:
-    """What each carrier writes at the last position, from each source position."""
     length, heads = streams.v.shape[1], model.cfg.n_heads
-    writes = torch.zeros(heads + 3, length, model.cfg.d_model)
+    writes = torch.zeros(heads + 2, length, model.cfg.d_model)
     writes[0, -1] = streams.token_embedding[0, -1]
-    writes[1, -1] = streams.position_embedding[0, -1]
+    writes[1, -1] = streams.position_embedding[0, -1] + model.b_O[0]
     moved = streams.pattern[0, :, -1, :, None] * streams.v[0].transpose(0, 1)
-    writes[2:-1] = torch.einsum("hkd,hdm->hkm", moved, model.W_O[0])
-    writes[-1, -1] = model.b_O[0]
-    return writes, ["this token", "position", *(f"head {h}" for h in range(heads)), "biases"]
+    writes[2:] = torch.einsum("hkd,hdm->hkm", moved, model.W_O[0])
+    read = read_directions(model, torch.arange(model.cfg.d_mlp)) / layernorm_scale(model, streams.resid_mid[0, -1])
+    pre = writes.sum((0, 1)) @ read + model.b_in[0]
+    onward = torch.where(pre.abs() > 1e-6, streams.mlp_post[0, -1] / pre, 0.5) * (model.W_out[0] @ aim)
+    table = torch.cat([(writes @ read) * onward, (writes @ aim)[..., None]], -1)
+    table[1, -1, :-1] += model.b_in[0] * onward
+    table[1, -1, -1] += model.b_out[0] @ aim + model.b_U[word] - model.b_U[rival]
+    return table
 
 
 @torch.no_grad()
-def circuit_graph(
+def path_graph(
     model: TransformerBridge,
     prompt: str,
-    likely: str | None = None,
+    word: str | None = None,
     rival: str | None = None,
-    words: int = 6,
-    heads: int = 4,
-    neurons: int = 6,
+    most: tuple[int, int, int] = (5, 3, 5),
 ) -> Graph:
-    """The graph of a prompt's next-token prediction: `likely` against `rival` (by default the first and second choice).
+    """The graph of a prompt's next word against a rival: by default the model's first choice against its next one.
 
-    The nodes of each column with the largest paths are drawn, the others pooled.
+    A rival that is the word itself, whatever its case, is nothing to compare with: the next choice takes its place.
+    `most` words, heads and neurons with the largest paths are nodes, the others pooled.
 
     Raises:
         WorkbookError: the prompt is empty or too long, or a word to predict is not one token.
@@ -109,15 +97,23 @@ def circuit_graph(
         raise WorkbookError(f"Give a prompt of 1 to {model.cfg.n_ctx - 1} tokens: this one has {len(ids) - 1}.")
     streams = run_streams(model, torch.tensor([ids]))
     logits = model.unembed(model.ln_final(streams.resid_post[:, -1:]))[0, 0]
-    top = logits.topk(2).indices.tolist()
-    pair = [_one_token(model, word) if word else None for word in (likely, rival)]
-    pair[0] = top[0] if pair[0] is None else pair[0]
-    pair[1] = next(token for token in top if token != pair[0]) if pair[1] is None else pair[1]
-    table, carriers = path_table(model, streams, *pair)
-    tokens = [model.tokenizer.decode([i]) for i in ids]
-    spelled = [model.tokenizer.decode([i]) for i in pair]
-    difference = (logits[pair[0]] - logits[pair[1]]).item()
-    return pooled_graph(table, carriers, tokens, *spelled, difference, words, heads, neurons)
+    decode = lambda token: model.tokenizer.decode([int(token)])  # noqa: E731
+    bare = lambda token: decode(token).strip().lower()  # noqa: E731
+    one = _one_token(model, word) if word else int(logits.argmax())
+    two = _one_token(model, rival) if rival else one
+    if bare(two) == bare(one):
+        two = next(t for t in logits.argsort(descending=True).tolist() if t != one and bare(t) != bare(one))
+    table, difference = path_table(model, streams, one, two), (logits[one] - logits[two]).item()
+    write = streams.mlp_post[0, -1, :, None] * (model.W_out[0] @ model.W_U[:, [one, two]])
+    said = [decode(i).strip(" ").replace("\n", "⏎") for i in (one, two)]
+    graph = _pooled(table, [decode(i) for i in ids], said, difference, most)
+    for node in graph.nodes:
+        if node.name.startswith("neuron "):
+            up, other = write[int(node.name.split()[1])].tolist()
+            by_word = abs(up) >= abs(other)
+            raises = up > 0 if by_word else other > 0
+            graph.says[node.name] = f"{'raises' if raises else 'lowers'} {said[0] if by_word else said[1]}"
+    return graph
 
 
 def _one_token(model: TransformerBridge, word: str) -> int:
@@ -129,62 +125,41 @@ def _one_token(model: TransformerBridge, word: str) -> int:
     return ids[0]
 
 
-def pooled_graph(
-    table: Float[Tensor, "carrier source route"],
-    carriers: list[str],
-    tokens: list[str],
-    likely: str,
-    rival: str,
-    difference: float,
-    words: int,
-    heads: int,
-    neurons: int,
-) -> Graph:
-    """The graph of a table of paths, with small nodes pooled; `difference` is the one of the model's own logits."""
-    routes = [*(f"neuron {j}" for j in range(table.shape[2] - 1)), DIRECT]
-    sources = [f"{token.strip() or repr(token)[1:-1]} ({p})" for p, token in enumerate(tokens)]
-    moved = table[2:-1].sum(0)
-    own = ["this token", "position", "biases"]
-    best_heads = {carriers[2 + h] for h in _largest(table[2:-1].sum((1, 2)), heads)}
-    name_word = _pool(sources, _largest(moved.sum(1), words))
-    name_carrier = [name if name in best_heads or name in own else "other heads" for name in carriers]
-    name_route = [*_pool(routes[:-1], _largest(table[..., :-1].sum((0, 1)), neurons)), DIRECT]
+def _pooled(table: Tensor, tokens: list[str], said: list[str], difference: float, most: tuple) -> Graph:
+    """The graph of a table of paths: equal words made one node, small nodes pooled."""
+    aim = " over ".join(said)
+    spelled = [token.strip().replace("\n", "⏎") or repr(token)[1:-1] for token in tokens]
+    names = [f"“{w}” × {spelled.count(w)}" if spelled.count(w) > 1 else f"“{w}”" for w in spelled]
+    heads = [f"head {h}" for h in range(len(table) - 2)]
+    routes = [*(f"neuron {j}" for j in range(table.shape[2] - 1))]
+    sources = _keep(names, table[2:].sum((0, 2)), most[0], OTHERS[0])
+    carriers = [*OWN, *_keep(heads, table[2:].sum((1, 2)), most[1], OTHERS[1])]
+    routes = [*_keep(routes, table[..., :-1].sum((0, 1)), most[2], OTHERS[2]), DIRECT]
     edges: list[dict[tuple[str, str], float]] = [{}, {}, {}]
-    by_source = table.sum(2)
-    for c, carrier in enumerate(name_carrier):
-        for p in range(len(tokens)) if carriers[c].startswith("head ") else [len(tokens) - 1]:
-            word = name_word[p] if carriers[c].startswith("head ") else carrier
-            _sum(edges[0], (word, carrier), by_source[c, p])
-        _group(edges[1], carrier, name_route, table[c].sum(0))
-    _group(edges[2], "", name_route, table.sum((0, 1)))
-    edges[2] = {(route, f"{likely} over {rival}"): value for (_, route), value in edges[2].items()}
-    nodes = [Node(column, name, total) for column in range(3) for name, total in _totals(edges[column]).items()]
-    return Graph(tokens, likely, rival, difference, [*nodes, Node(3, f"{likely} over {rival}", difference)], edges)
+    for c, carrier in enumerate(carriers):
+        for p, value in enumerate(table[c].sum(1).tolist()):
+            if c >= len(OWN) or p == len(tokens) - 1:
+                _add(edges[0], (sources[p] if c >= len(OWN) else carrier, carrier), value)
+        for route, value in zip(routes, table[c].sum(0).tolist(), strict=True):
+            _add(edges[1], (carrier, route), value)
+            _add(edges[2], (route, aim), value)
+    nodes = []
+    for column in range(3):
+        totals: dict[str, float] = {}
+        for (start, _), value in edges[column].items():
+            _add(totals, start, value)
+        nodes += [Node(column, name, total) for name, total in totals.items()]
+    return Graph(*said, difference, [*nodes, Node(3, aim, difference)], edges, {})
 
 
-def _largest(values: Float[Tensor, " k"], most: int) -> list[int]:
-    return values.abs().topk(min(most, len(values))).indices.tolist()
+def _keep(names: list[str], values: Float[Tensor, " k"], most: int, rest: str) -> list[str]:
+    """The names whose values sum to the largest sizes; the others' name is `rest`."""
+    sums: dict[str, float] = {}
+    for name, value in zip(names, values.tolist(), strict=True):
+        _add(sums, name, value)
+    kept = sorted(sums, key=lambda name: -abs(sums[name]))[:most]
+    return [name if name in kept else rest for name in names]
 
 
-def _pool(names: list[str], kept: list[int]) -> list[str]:
-    chosen = set(kept)
-    return [name if i in chosen else REST for i, name in enumerate(names)]
-
-
-def _sum(edges: dict, key: tuple, value: Tensor) -> None:
-    edges[key] = edges.get(key, 0.0) + float(value)
-
-
-def _group(edges: dict, start: str, routes: list[str], values: Float[Tensor, " route"]) -> None:
-    groups = {name: i for i, name in enumerate(dict.fromkeys(routes))}
-    number = torch.tensor([groups[name] for name in routes])
-    sums = torch.zeros(len(groups)).index_add_(0, number, values)
-    for name, i in groups.items():
-        _sum(edges, (start, name), sums[i])
-
-
-def _totals(edges: dict[tuple[str, str], float]) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    for (start, _), value in edges.items():
-        totals[start] = totals.get(start, 0.0) + value
-    return totals
+def _add(sums: dict, key: object, value: float) -> None:
+    sums[key] = sums.get(key, 0.0) + value

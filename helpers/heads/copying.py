@@ -1,8 +1,7 @@
-"""What heads write, given what they attend to (the OV circuit), without a vocabulary × vocabulary matrix.
+"""What heads write, given the word that they look at (the OV circuit), straight to the logits or by way of the MLP.
 
-The full OV circuit of a head is E W_V W_O W_U, with E the tokens' embeddings as the first LayerNorm leaves them
-(the position embedding at its mean over the first LENGTH positions). Its factors are kept apart: eigenvalues come from the d_head × d_head
-product of the same factors in another order, rows a chunk of tokens at a time.
+The full OV circuit of a head is E W_V W_O W_U, with E the tokens' embeddings as the first LayerNorm leaves them (the
+position embedding at its mean over the first LENGTH positions). No vocabulary × vocabulary matrix is made.
 Source: A Mathematical Framework for Transformer Circuits (Elhage et al., 2021).
 """
 
@@ -11,10 +10,12 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.core.logits import layernorm_scale
 from helpers.core.scan import Scan
-from helpers.heads.to_neurons import read_directions, read_scale
+from helpers.heads.to_neurons import read_directions
 
 LENGTH = 230  # positions that stories usually fill; later position embeddings are hardly trained
 
@@ -23,10 +24,9 @@ def effective_embedding(
     model: TransformerBridge, tokens: Int[Tensor, " k"] | None = None
 ) -> Float[Tensor, "k d_model"]:
     """Embeddings (of all tokens, or of some) as the heads read them: through the first LayerNorm, at the mean position."""
-    embedding = model.W_E if tokens is None else model.W_E[tokens]
-    x = embedding + model.W_pos[: min(LENGTH, model.cfg.n_ctx)].mean(0)
-    x = x - x.mean(-1, keepdim=True)
-    return x / (x.var(-1, unbiased=False, keepdim=True) + model.cfg.eps).sqrt()
+    x = model.W_E if tokens is None else model.W_E[tokens]
+    x = x + model.W_pos[: min(LENGTH, model.cfg.n_ctx)].mean(0)
+    return (x - x.mean(-1, keepdim=True)) / layernorm_scale(model, x)
 
 
 def token_writes(
@@ -38,15 +38,64 @@ def token_writes(
 
 
 def eigenvalue_copying(model: TransformerBridge, head: int) -> float:
-    """Sum of the OV circuit's eigenvalues over the sum of their sizes: 1 where every direction is copied with its
-    sign, -1 where every one is turned round, near 0 for a random matrix; 0 for a head that writes nothing which the
-    unembedding reads."""
+    """Sum of the direct circuit's eigenvalues over the sum of their sizes: 1 where every direction is copied with its
+    sign, -1 where every one is turned round, near 0 for a random matrix; 0 for a head that writes nothing."""
     embedding = effective_embedding(model)
-    parts = model.W_O[0, head], model.W_U @ (embedding - embedding.mean(0)), model.W_V[0, head]
-    values = torch.linalg.eigvals((parts[0] @ parts[1] @ parts[2]).double())
-    size = values.abs().sum()
-    rounding = 1e-5 * torch.stack([part.norm() for part in parts]).prod()
-    return (values.real.sum() / size).item() if size > rounding else 0.0
+    sides = (embedding - embedding.mean(0)) @ model.W_V[0, head], model.W_O[0, head] @ model.W_U
+    values = FactoredMatrix(*sides).eigenvalues
+    size = values.abs().sum().item()
+    return values.real.sum().item() / size if size > 1e-5 * sides[0].norm() * sides[1].norm() else 0.0
+
+
+@torch.no_grad()
+def mlp_passage(scan: Scan) -> Float[Tensor, "d_model d_model"]:
+    """What becomes, on average over a scan and to first order, of a small write into the stream that the MLP reads: the
+    write itself, and what the MLP makes of it (its mean Jacobian, the LayerNorm's scale held)."""
+    model = scan.model
+    act, slope = model.blocks[0].mlp.original_component.act, torch.zeros(model.cfg.d_mlp, dtype=torch.double)
+    read = read_directions(model, torch.arange(model.cfg.d_mlp))
+    for part in scan.resid_mid.split(1024):
+        scale = layernorm_scale(model, part)
+        with torch.enable_grad():
+            point = (part / scale @ read + model.b_in[0]).requires_grad_()
+            gain = torch.autograd.grad(act(point).sum(), point)[0]
+        slope += (gain / scale).sum(0, dtype=torch.double)
+    return torch.eye(model.cfg.d_model) + (read * (slope / len(scan)).float()) @ model.W_out[0]
+
+
+def own_rank(
+    model: TransformerBridge,
+    head: int,
+    tokens: Int[Tensor, " k"] | None = None,
+    onward: Float[Tensor, "d_model d_model"] | None = None,
+    chunk: int = 1024,
+) -> Float[Tensor, " k"]:
+    """How many tokens a head promotes more than the one that it looks at, for each: 0 is copying, half of the vocabulary
+    chance; by its direct write, or with `onward` (see `mlp_passage`) by way of the MLP too.
+
+    Writes are compared with the mean write, so that what every token promotes does not count; ties count half.
+    """
+    tokens = torch.arange(model.cfg.d_vocab) if tokens is None else tokens
+    writes = token_writes(model, head, tokens)
+    writes = (writes - writes.mean(0)) @ (torch.eye(writes.shape[1]) if onward is None else onward)
+    ranks = []
+    for write, own in zip(writes.split(chunk), tokens.split(chunk), strict=True):
+        logits = write @ model.W_U
+        mine = logits.gather(1, own[:, None])
+        ranks.append((logits > mine).sum(1) + ((logits == mine).sum(1) - 1) / 2)
+    return torch.cat(ranks)
+
+
+def head_words(
+    model: TransformerBridge, head: int, token: int, onward: Float[Tensor, "d_model d_model"], top: int = 5
+) -> tuple[list[int], list[int]]:
+    """The tokens that a head raises and lowers most when it looks at a token, against its mean write, by way of the MLP too."""
+    write = token_writes(model, head, torch.tensor([token]))[0] - token_writes(model, head).mean(0)
+    logits = (write @ onward) @ model.W_U
+    return logits.topk(top).indices.tolist(), logits.topk(top, largest=False).indices.tolist()
+
+
+# Going with their callers in the room rebuild and in notebook 05: own_token, copying, passage.
 
 
 def own_token(
@@ -82,14 +131,6 @@ def own_token(
     }
 
 
-def state_at(
-    model: TransformerBridge, tokens: Int[Tensor, " k"], context: Float[Tensor, " d_model"]
-) -> Float[Tensor, "k d_model"]:
-    """The residual stream that the MLP reads at a token with an average context: its embedding and `context`, the mean
-    write of everything else (position, heads, bias)."""
-    return model.W_E[tokens] + context
-
-
 @torch.no_grad()
 def passage(model: TransformerBridge, batches: Iterable[Scan]) -> Float[Tensor, "d_model d_model"]:
     """What becomes, on average over a walk and to first order, of a small write into the stream that the MLP reads: the
@@ -99,17 +140,15 @@ def passage(model: TransformerBridge, batches: Iterable[Scan]) -> Float[Tensor, 
     for batch in batches:
         mid = batch.flat(batch.streams.resid_mid)
         for part in mid.split(1024):
-            scale = read_scale(model, part)
+            scale = layernorm_scale(model, part)
             with torch.enable_grad():
-                point = (part / scale @ (w := _centred(model)) + model.b_in[0]).requires_grad_()
+                point = (
+                    part / scale @ (w := read_directions(model, torch.arange(model.cfg.d_mlp))) + model.b_in[0]
+                ).requires_grad_()
                 gain = torch.autograd.grad(act(point).sum(), point)[0]
             slope = slope + (gain / scale).sum(0, dtype=torch.double)
         n += len(mid)
     return torch.eye(model.cfg.d_model) + (w * (slope / n).float()) @ model.W_out[0]
-
-
-def _centred(model: TransformerBridge) -> Float[Tensor, "d_model neuron"]:
-    return read_directions(model, torch.arange(model.cfg.d_mlp))
 
 
 def copying(
@@ -124,16 +163,3 @@ def copying(
         if onward is not None
         else {"eigenvalues": [eigenvalue_copying(model, h) for h in range(len(rows))]} | found
     )
-
-
-def promoted(
-    model: TransformerBridge,
-    head: int,
-    token: int,
-    usual: Float[Tensor, " d_model"],
-    onward: Float[Tensor, "d_model d_model"],
-    top: int = 5,
-) -> list[int]:
-    """The tokens that a head promotes most when it looks at a token, against its usual write, by way of the MLP too."""
-    write = token_writes(model, head, torch.tensor([token]))[0] - usual
-    return ((write @ onward) @ model.W_U).topk(top).indices.tolist()

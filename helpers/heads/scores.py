@@ -1,0 +1,91 @@
+"""Why heads look where they do: attention scores split into what distance and what words make of them (the QK circuit)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.logits import layernorm_scale
+from helpers.core.scan import Scan, Streams
+
+PARTS = ("token–token", "token–position", "position–token", "position–position")
+
+
+def token_and_position(
+    model: TransformerBridge, streams: Streams
+) -> tuple[Float[Tensor, "story pos d_model"], Float[Tensor, "story pos d_model"]]:
+    """What the first LayerNorm makes of the token and of the position embedding; the two sum to its output."""
+    sides = [x - x.mean(-1, keepdim=True) for x in (streams.token_embedding, streams.position_embedding)]
+    scale = layernorm_scale(model, sum(sides))
+    return sides[0] / scale, sides[1] / scale
+
+
+@torch.inference_mode()
+def mean_token_side(scan: Scan) -> Float[Tensor, " d_model"]:
+    """Mean of the token side over a scan: what all tokens have in common."""
+    total = sum(
+        batch.flat(token_and_position(batch.model, batch.streams)[0]).double().sum(0) for batch in scan.walk()
+    )
+    return (total / len(scan.whole or scan)).float()
+
+
+def score_parts(
+    model: TransformerBridge,
+    sides: tuple[Float[Tensor, "story pos d_model"], Float[Tensor, "story pos d_model"]],
+    mean_token: Float[Tensor, " d_model"],
+) -> dict[str, Float[Tensor, "story head query key"]]:
+    """The four parts (PARTS, query side first) of every attention score, from `token_and_position`. They sum to the
+    score, unscaled as in GPT-Neo.
+
+    What all tokens have in common (`mean_token`) and the biases are counted with the position, since they tell no two
+    tokens apart.
+    """
+    named = {"token": sides[0] - mean_token, "position": sides[1] + mean_token}
+    query = {name: torch.einsum("spm,hme->sphe", side, model.W_Q[0]) for name, side in named.items()}
+    key = {name: torch.einsum("spm,hme->sphe", side, model.W_K[0]) for name, side in named.items()}
+    query["position"] = query["position"] + model.b_Q[0]
+    key["position"] = key["position"] + model.b_K[0]
+    pairs = (name.split("–") for name in PARTS)
+    return {f"{a}–{b}": torch.einsum("sqhe,skhe->shqk", query[a], key[b]) for a, b in pairs}
+
+
+def causal_softmax(scores: Float[Tensor, "*n query key"]) -> Float[Tensor, "*n query key"]:
+    """Attention patterns of scores; no position sees a later one."""
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(later, float("-inf")).softmax(-1)
+
+
+def even_attention(pattern: Float[Tensor, "story head query key"]) -> Float[Tensor, "story head query key"]:
+    """The pattern that knows nothing: equal attention to all positions so far."""
+    return causal_softmax(torch.zeros_like(pattern))
+
+
+def overlap(
+    pattern: Float[Tensor, "*n query key"], other: Float[Tensor, "*n query key"]
+) -> Float[Tensor, "*n query"]:
+    """Attention that two patterns have in common: sum of the smaller weights, 1 for equal patterns, 0 for disjoint ones."""
+    return torch.minimum(pattern, other).sum(-1)
+
+
+def simpler_patterns(
+    batch: Scan, mean_token: Float[Tensor, " d_model"], generator: torch.Generator
+) -> dict[str, Float[Tensor, "story head query key"]]:
+    """Patterns that know less than the heads': nothing, how far back, and which words stand there besides.
+
+    The last but one has the story's own words at other places of it (dealt anew): what words at all would add.
+    """
+    model, true = batch.model, batch.streams.pattern
+    token, position = token_and_position(model, batch.streams)
+    dealt = token.clone()
+    for row, encoded in enumerate(batch.encoded):
+        order = torch.randperm(len(encoded.tokens) - 1, generator=generator) + 1
+        dealt[row, 1 : len(encoded.tokens)] = token[row, order]
+    parts = score_parts(model, (token, position), mean_token)
+    distance = parts["position–position"]
+    elsewhere = score_parts(model, (dealt, position), mean_token)["token–token"]
+    return {
+        "every word alike": even_attention(true),
+        "how far back": causal_softmax(distance),
+        "how far back, the words dealt anew": causal_softmax(distance + elsewhere),
+        "how far back, and which words meet": causal_softmax(distance + parts["token–token"]),
+    }
