@@ -118,3 +118,16 @@ def test_a_saved_figure_is_a_png_that_is_the_same_every_time(tmp_path):
 def test_a_figures_plain_text_is_its_titles_so_that_pages_can_describe_it():
     assert repr(plots.bars({"a": 1.0}, "The loss\nfalls", "nats")) == "Figure: The loss falls"
     assert repr(plots.new_axes(2, 2)[0]) == "Figure: untitled"
+
+
+def test_a_story_shows_each_part_in_its_colour_and_the_rest_in_none():
+    tokens = [" Tom", " lost", " a", " $", "\n", "Tom", " ran"] * 6
+    figure = plots.story_by_part(
+        tokens, [3, -1, -1, 5, -1, 3, -1] * 6, [1.0] * 42, {3: "head 3", 5: "head 5"}, "T"
+    )
+    patches = figure.axes[0].patches
+    colours = {patch.get_facecolor()[:3] for patch in patches}
+    assert len(patches) == 18 + 2 and len(colours) == 2  # each place, and the legend
+    assert {" Tom", "Tom", " lost", " $", "head 3   ", "T"} <= set(words(figure))
+    ends = [patch.get_x() + patch.get_width() for patch in patches]
+    assert max(ends) < figure.axes[0].get_xlim()[1] and len({patch.get_y() for patch in patches}) >= 7

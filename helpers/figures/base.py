@@ -12,7 +12,9 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.textpath import TextPath
 from PIL import Image as Pillow
 
 from helpers.core.estimates import Estimate
@@ -171,6 +173,41 @@ def coloured_text(
     axis.set(xlim=(0, width + 2), ylim=(y + 0.6, -0.6))
     axis.axis("off")
     entitle(axis, f"{title} (white 0, darkest {high:.1f} {unit})")
+    return figure
+
+
+def story_by_part(
+    tokens: list[str], parts: list[int], strength: list[float], names: dict[int, str], title: str
+) -> Figure:
+    """A story in which a token that some part brought has that part's colour, darker where it mattered more.
+
+    parts: the part of each token, -1 for none. strength: 0 to 1, of each token. names: what the legend says of each
+    part that is shown.
+    """
+    colours = {part: plt.get_cmap("Dark2")(i % 8) for i, part in enumerate(names)}
+    legend = [("\n", -1, 0.0), *((f"{name}   ", part, 0.6) for part, name in names.items())]
+    figure, (axis,) = new_axes(9.6, 1)
+    placed, x, y, style = [], 0.0, 0.0, {"fontsize": 12, "va": "center", "family": "serif"}
+    for token, part, dark in [*zip(tokens, parts, strength, strict=True), *legend]:
+        if "\n" in token:
+            x, y = 0.0, y + 1.25
+        text = token.replace("\n", "")
+        outline = TextPath((0, 0), text.replace(" ", "r") + "|", size=12, prop=FontProperties(family="serif"))
+        wide = outline.get_extents().width / 72 - 0.035 if text else 0.0
+        if x + wide > 9.3:
+            x, y, text = 0.0, y + 1, text.lstrip()
+        placed.append((x, y, wide, text, part, dark))
+        x += wide
+    figure.set_size_inches(9.6, 0.27 * (y + 1) + 0.5)
+    for x, y, wide, text, part, dark in placed:
+        if part in colours:
+            shade = (*colours[part][:3], 0.15 + 0.45 * min(1.0, dark))
+            gap = 0.05 if text.startswith(" ") else 0.0
+            axis.add_patch(plt.Rectangle((x + gap, y - 0.45), wide - gap, 0.9, fc=shade, ec="none"))
+        axis.text(x, y, text, **style, **PLAIN)
+    axis.set(xlim=(0, 9.4), ylim=(y + 0.7, -0.7))
+    axis.axis("off")
+    entitle(axis, title)
     return figure
 
 
