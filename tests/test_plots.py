@@ -128,6 +128,6 @@ def test_a_story_shows_each_part_in_its_colour_and_the_rest_in_none():
     patches = figure.axes[0].patches
     colours = {patch.get_facecolor()[:3] for patch in patches}
     assert len(patches) == 18 + 2 and len(colours) == 2  # each place, and the legend
-    assert {" Tom", "Tom", " lost", " $", "head 3   ", "T"} <= set(words(figure))
+    assert {" Tom", "Tom", " lost", " $", "head 3   ", "T"} <= set(words(figure).split("\n"))
     ends = [patch.get_x() + patch.get_width() for patch in patches]
     assert max(ends) < figure.axes[0].get_xlim()[1] and len({patch.get_y() for patch in patches}) >= 7
