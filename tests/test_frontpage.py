@@ -1,17 +1,29 @@
 """The README: its numbers are those of the stored findings and the training record, and what it prints runs."""
 
+import ast
 import re
 
 import pytest
 from conftest import NOTEBOOKS, ROOT
+from matplotlib.figure import Figure
 
 from helpers.core.estimates import Comparison, Estimate
 from helpers.core.files import WorkbookError
 from helpers.core.model import EMBEDDED_MODEL
 from helpers.report.findings import Findings
-from helpers.report.frontpage import for_model, refresh
+from helpers.report.frontpage import BLOCK, for_model, refresh
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EIGHT_LINES = """\
+from helpers import load_model, load_stories, scan, words, find_neurons, matched_sets, ablate, show_neuron
+
+model = load_model()
+explore, confirm = (scan(model, load_stories(split=half)) for half in ("explore", "confirm"))
+weather = words("rain sun snow wind storm cloud")
+found = find_neurons(explore, reads=weather, writes=weather)
+print(ablate(confirm, found, where=weather.comes_next, against=matched_sets(explore, found)))
+show_neuron(explore, found[0])
+"""
 BLOCKS = [
     "This is", "![", "## Five things", "## Two commands", "## Ask it something", "## Another model, other stories",
     "## The notebooks", "## The house", "## Sources and licences",
@@ -31,19 +43,16 @@ def checkout(tmp_path):
 
 
 def test_a_finding_is_written_between_its_marks_however_often(checkout):
-    text = "Names: <!-- measured 03 Names come -->old\nolder<!-- /measured -->, and\n<!-- measured 03 Quotes --><!-- /measured -->\n"
-    fresh = refresh(text, checkout)
-    said = "*clear: 5.44 (5.20 to 5.60) nats; others hidden: -0.11 (-0.20 to 0.10)*"
-    assert fresh == (
-        f"Names: <!-- measured 03 Names come -->{said}<!-- /measured -->, and\n<!-- measured 03 Quotes -->{said}<!-- /measured -->\n"
-    )
+    fresh = refresh("Names: <!--03:Names come-->old\nolder<!--/03-->, and\n<!--03:Quotes--><!--/03-->\n", checkout)
+    said = "*(clear: 5.44 nats; others hidden: -0.11)*"
+    assert fresh == f"Names: <!--03:Names come-->{said}<!--/03-->, and\n<!--03:Quotes-->{said}<!--/03-->\n"
     assert refresh(fresh, checkout) == fresh
 
 
-@pytest.mark.parametrize("asked, found", [("03 Zebras", 0), ("02 Names", 0), ("03 s", 2)])
+@pytest.mark.parametrize("asked, found", [("03:Zebras", 0), ("02:Names", 0), ("03:s", 2)])
 def test_a_finding_that_is_not_there_or_not_the_only_one_is_refused(checkout, asked, found):
     with pytest.raises(WorkbookError, match=f"{found} findings of notebook"):
-        refresh(f"<!-- measured {asked} --><!-- /measured -->", checkout)
+        refresh(f"<!--{asked}--><!--/{asked[:2]}-->", checkout)
 
 
 def test_another_models_front_page_leaves_out_what_was_found_in_the_embedded_one():
@@ -57,14 +66,14 @@ def test_another_models_front_page_leaves_out_what_was_found_in_the_embedded_one
 def test_stored_numbers_are_up_to_date(path):
     text = path.read_text(encoding="utf-8")
     assert refresh(text, ROOT) == text
-    assert "<!-- losses -->" in text
+    assert BLOCK.search(text)
 
 
 def test_the_readme_has_its_parts_in_order():
     places = [README.index(part) for part in BLOCKS]
     assert places == sorted(places)
     five = README[README.index(BLOCKS[2]) : README.index(BLOCKS[3])]
-    assert five.count("<!-- measured") == five.count("\n- **") == 5
+    assert len(BLOCK.findall(five)) == five.count("\n- **") == 5
 
 
 def test_every_notebook_is_named():
@@ -74,10 +83,13 @@ def test_every_notebook_is_named():
 @pytest.mark.slow
 def test_the_eight_lines_run_as_they_are_printed(capsys, monkeypatch):
     source = re.search("```python\n(.*?)```", README, re.DOTALL)[1]
+    assert source == EIGHT_LINES
     monkeypatch.setenv("TINYSTORIES_COUNT", "60")
+    *lines, last = ast.parse(source).body
     space: dict = {}
-    exec(source, space)  # as a reader would who has read nothing else
-    told = capsys.readouterr().out
-    assert len([line for line in source.splitlines() if line.strip()]) == 8
-    assert "neurons “reads rain sun snow wind storm cloud" in told and "nats a token" in told
-    assert len(space["found"]) >= 1
+    exec(compile(ast.Module(lines, []), "README.md", "exec"), space)  # as a reader would who has read nothing else
+    shown = eval(compile(ast.Expression(last.value), "README.md", "eval"), space)
+    found = space["found"]
+    assert len(found) >= 2 and found.kind == "neuron"
+    assert re.match(rf"Without {len(found)} neurons .*nats a token here; .* other sets", capsys.readouterr().out)
+    assert isinstance(shown, Figure) and f"euron {found[0]}" in repr(shown)

@@ -8,7 +8,7 @@ from helpers.core.files import WorkbookError
 from helpers.report.findings import Finding, read_findings
 from helpers.report.prose import plain
 
-BLOCK = re.compile(r"(<!-- (losses|measured) ?([^>]*?) -->\n?).*?(\n?<!-- /\2 -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!--(losses|\d\d):?([^>]*?)-->\n?).*?(\n?<!--/\2-->)", re.DOTALL)
 OWN = re.compile(r"<!-- own model -->\n.*?<!-- /own model -->\n", re.DOTALL)
 
 
@@ -34,20 +34,20 @@ def measured(rows: list[dict], notebook: str, words: str) -> str:
         raise WorkbookError(
             f"{len(found)} findings of notebook {notebook} say “{words}”: the README needs one that does."
         )
-    row, finding = found[0], Finding.of(found[0])
-    return f"*{row['verdict']}: {finding.effect}; {finding.control}*"
+    finding, verdict = Finding.of(found[0]), found[0]["verdict"]
+    value, control = (f"{side.mean:.{finding.digits}f}" for side in (finding.pair.value, finding.pair.control))
+    return f"*({verdict}: {value} {finding.unit}; {finding.pair.control_name}: {control})*"
 
 
 def refresh(text: str, root: Path) -> str:
-    """Fill the blocks `<!-- losses -->` and `<!-- measured 03 words of its sentence -->`, up to `<!-- /losses -->` and so on."""
+    """Fill the blocks `<!--losses-->` and `<!--03:words of its sentence-->`, up to `<!--/losses-->` and `<!--/03-->`."""
 
     def fill(match: re.Match) -> str:
-        start, name, asked, end = match.groups()
+        start, name, words, end = match.groups()
         if name == "losses":
             path = root / "helpers" / "data" / "models" / "embedded" / "training_record.json"
             return start + losses_table(json.loads(path.read_text(encoding="utf-8"))) + end
-        notebook, _, words = asked.partition(" ")
-        return start + measured(read_findings(root / "notebooks" / "findings"), notebook, words) + end
+        return start + measured(read_findings(root / "notebooks" / "findings"), name, words) + end
 
     return BLOCK.sub(fill, text)
 
