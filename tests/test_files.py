@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,12 +126,12 @@ def test_a_commands_own_fault_is_not_hidden():
 def test_paths_in_the_settings_mean_what_they_mean_in_the_callers_folder(tmp_path, monkeypatch):
     (tmp_path / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path / "house"))
     paths = {
         "MODEL": ("random:models/mine", f"random:{tmp_path}/models/mine"),
         "STORIES": ("three.jsonl", f"{tmp_path}/three.jsonl"),
         "RESULTS": ("out", f"{tmp_path}/out"),
-        "CACHE": ("~/x", f"{tmp_path}/home/x"),
+        "CACHE": ("~/x", f"{tmp_path}/house/x"),
     }
     for name, (given, _) in paths.items():
         monkeypatch.setenv(f"TINYSTORIES_{name}", given)
@@ -146,3 +149,16 @@ def test_paths_in_the_settings_mean_what_they_mean_in_the_callers_folder(tmp_pat
 def test_names_of_checkpoints_and_data_sets_are_no_paths(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute(name) == name
+
+
+def test_a_notebook_imports_the_helpers_beside_it(tmp_path):
+    """A fork made by copying a clone with its environment, which leads to the first clone's helpers."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "helpers" / "__init__.py").write_text("")
+    shutil.copy(ROOT / "notebooks" / "helpers.py", tmp_path / "notebooks")
+    found = subprocess.run(
+        [sys.executable, "-c", "import helpers; from helpers import __file__; print(__file__)"],
+        cwd=tmp_path / "notebooks", env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == str(tmp_path / "helpers" / "__init__.py"), found.stderr

@@ -28,6 +28,19 @@ def test_samples_begin_with_the_opening_and_hold_no_end_mark(model):
     assert all(text.startswith("Tom had a red") and "<|endoftext|>" not in text for text in texts)
 
 
+@pytest.mark.parametrize("marks", ["<|endoftext|>", "<|endoftext|><|endoftext|>"])
+def test_an_end_mark_in_front_of_an_opening_changes_nothing(model, marks):
+    plain = sample(model, "Once upon a time", tokens=20, seed=2)
+    assert sample(model, f"{marks}Once upon a time", tokens=20, seed=2) == plain
+    assert len(plain[0]) > len("Once upon a time")
+    assert sample(model, marks, tokens=20, seed=2) == sample(model, tokens=20, seed=2)
+
+
+def test_an_end_mark_within_an_opening_does_not_end_the_text(model):
+    (text,) = sample(model, "The end.<|endoftext|>Once upon a time", tokens=20, seed=2)
+    assert text.startswith("The end.<|endoftext|>Once upon a time") and len(text) > 50
+
+
 @pytest.fixture
 def lengths(tiny, monkeypatch) -> list[int]:
     """How many tokens each generation came to, the first position and the opening included."""
@@ -105,6 +118,18 @@ def test_own_stories_are_made_once_and_then_read(tiny, tmp_path, monkeypatch):
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("kept", ["one line", "half", "nothing"])
+def test_a_cache_that_was_cut_is_made_again(tiny, tmp_path, kept):
+    made = own_stories(tiny, tokens=2000, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"one line": whole[: whole.index(b"\n") + 1], "half": whole[: len(whole) // 2], "nothing": b""}[kept]
+    )
+    assert own_stories(tiny, tokens=2000, cache=tmp_path) == made
+    assert path.read_bytes() == whole
+
+
 def test_the_cache_stands_where_the_environment_says(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TINYSTORIES_CACHE", str(tmp_path / "elsewhere"))
     own_stories(tiny, tokens=500)
@@ -126,3 +151,6 @@ def test_the_fingerprint_changes_with_the_weights_and_only_with_them(tiny, tiny_
     with torch.no_grad():
         changed.original_model.transformer.ln_f.bias[0] += 1e-3
     assert fingerprint(changed) != fingerprint(tiny)
+    other = load_model(tiny_folder)
+    other.original_model.config.num_heads = 2
+    assert fingerprint(other) != fingerprint(tiny)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from helpers import WorkbookError, load_model
 from helpers.build.data import batch_order, encode_corpus, epochs, pad
-from helpers.build.training import Recipe, Run, backward, new_model, train, trunk, validation_loss
+from helpers.build.training import Recipe, Run, backward, main, new_model, train, trunk, validation_loss
 from helpers.core.files import write_json_lines
 
 RECIPE = Recipe(
@@ -80,6 +80,37 @@ def test_a_checkpoint_of_another_run_is_refused(corpus, tmp_path, recipe, identi
     trained(corpus, tmp_path / "a", stop_after=5)
     with pytest.raises(WorkbookError, match="belongs to another run"):
         Run(Recipe(**(vars(RECIPE) | recipe)), corpus, identity).resume(tmp_path / "a")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 50_000])
+def test_a_checkpoint_that_was_cut_is_told_in_one_line(corpus, tmp_path, kept):
+    trained(corpus, path := tmp_path / "a", stop_after=5)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(WorkbookError, match=r"a is cut off or corrupt .*: delete it") as caught:
+        Run(RECIPE, corpus, "text").resume(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_warm_up_or_decay_the_rate_stays(corpus, tmp_path):
+    recipe = Recipe(**(vars(RECIPE) | {"warmup_steps": 0, "decay_share": 0.0}))
+    assert [recipe.rate(step, seen) for step, seen in ((0, 0), (9, 20_000), (30, 30_000))] == [1, 1, 1]
+    assert trained(corpus, tmp_path / "a", recipe, stop_after=2).step == 2
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"context": 1}, "--context 1 is too small: give at least 2"),
+        ({"tokens": 0}, "--tokens 0 is too small"),
+        ({"warmup_steps": -1}, "--warmup-steps -1 is too small"),
+        ({"decay_share": float("nan")}, "--decay-share nan is too small"),
+        ({"vocabulary": 100}, "--vocabulary 100 is too small"),
+        ({"heads": 3}, "--d-model 32 has to be a multiple of --heads 3"),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_is_refused(wrong, told):
+    with pytest.raises(WorkbookError, match=told):
+        Recipe(**(vars(RECIPE) | wrong))
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero():
@@ -163,6 +194,81 @@ def command(tmp_path_factory, stories):
         [*map(str, start), "--out", str(folder / out), "--work", str(folder / out / "work")],
         env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ), folder  # fmt: skip
+
+
+@pytest.fixture
+def begun(tmp_path, stories, monkeypatch):
+    """Run the command in this process on a text, in one working folder, until its tokenizer is made."""
+    monkeypatch.setattr("helpers.build.training.train", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("helpers.build.training.encode_corpus", lambda *_: sys.exit("killed"))
+
+    def run(first: int, **changes: object) -> None:
+        data = write_json_lines(
+            tmp_path / f"from-{first}.jsonl", ({"text": s.text} for s in stories[first:][:150])
+        )
+        recipe = vars(RECIPE) | changes
+        options = [part for key, value in recipe.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+        out = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+        monkeypatch.setattr("sys.argv", ["training", "--data", str(data), "--valid", str(data), *out, *options])
+        main()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "first, changes, told",
+    [
+        (0, {"vocabulary": 400}, r"vocabulary 512 \(now 400\)"),
+        (150, {}, r"from-0\.jsonl .*now .*from-150\.jsonl"),
+        (0, {"adam_rate": 0.1}, r"adam_rate 0\.003 \(now 0\.1\)"),
+    ],
+)
+def test_a_working_folder_belongs_to_one_run_from_the_start(begun, tmp_path, first, changes, told):
+    with pytest.raises(SystemExit, match="killed"):
+        begun(0)
+    tokenizer = (tmp_path / "work" / "tokenizer.json").read_text()
+    with pytest.raises(WorkbookError, match=f"holds another run, with .*{told}") as caught:
+        begun(first, **changes)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "work" / "tokenizer.json").read_text() == tokenizer
+    with pytest.raises(SystemExit, match="killed"):
+        begun(0)  # its own run goes on
+
+
+def test_a_working_folder_that_names_no_run_is_refused(begun, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "tokenizer.json").write_text("{}")
+    with pytest.raises(WorkbookError, match="does not say whose run it holds"):
+        begun(0)
+    (tmp_path / "work" / "run.json").write_text('{"data"')
+    with pytest.raises(WorkbookError, match="does not say whose run it holds"):
+        begun(0)
+
+
+COMMANDS = {  # a user's mistake with every command, and a word of what is told
+    "build.training": (["--data", "none.jsonl", "--valid", "none.jsonl", "--out", "out"], "none.jsonl"),
+    "build.tagging": (["none.jsonl", "out.jsonl"], "none.jsonl"),
+    "build.ngrams": (["--data", "none.jsonl", "--valid", "none.jsonl"], "none.jsonl"),
+    "build.convert": (["none", "out"], "none"),
+    "neurons.benchmark": (["--model", "none"], "none"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_ends_a_mistake_in_one_line(name, tmp_path):
+    options, told = COMMANDS[name]
+    command = [sys.executable, "-m", f"helpers.{name}", *options]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    if "spaCy" in ended.stderr:
+        told = "pip install"
+    assert ended.returncode == 2
+    lines = ended.stderr.strip().splitlines()
+    assert told in lines[-1] and lines[-1].startswith("error: ")
+    assert "Traceback" not in ended.stderr and len(lines) == 1
 
 
 def test_a_killed_command_goes_on_and_ends_with_the_weights_of_an_undisturbed_one(command):

@@ -30,9 +30,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocabulary:
-        raise WorkbookError(
-            f"The text yields only {tokenizer.get_vocab_size()} tokens: give more text or ask for a vocabulary of that size."
-        )
+        what = f"The text yields only {tokenizer.get_vocab_size()} tokens"
+        raise WorkbookError(f"{what}: give more text or ask for a vocabulary of that size.")
     return tokenizer
 
 

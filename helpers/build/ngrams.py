@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.build.data import encode_corpus
-from helpers.core.baselines import NGRAM_LOSSES, ORDERS, _key
-from helpers.core.files import WorkbookError, write_atomic, write_json
+from helpers.core.baselines import NGRAM_LOSSES, ORDERS, story_key
+from helpers.core.files import WorkbookError, run_main, write_atomic, write_json
 from helpers.core.logits import residual_losses
 from helpers.core.model import EMBEDDED_MODEL, load_model
 from helpers.core.scan import walk
@@ -94,13 +94,8 @@ class NGrams:
         """Codes of the 1-, 2- and 3-gram that end at each position; before its start a story is all `<|endoftext|>`."""
         before = torch.where(first, tokens, tokens.roll(1))
         second = torch.where(first | first.roll(1), tokens[0], tokens.roll(2))
-        return torch.stack(
-            [
-                tokens,
-                before * self.vocabulary + tokens,
-                (second * self.vocabulary + before) * self.vocabulary + tokens,
-            ]
-        )
+        pair = before * self.vocabulary + tokens
+        return torch.stack([tokens, pair, second * self.vocabulary**2 + pair])
 
     def losses(self, story: Int[Tensor, " pos"]) -> Float[Tensor, "3 pos_minus_one"]:
         """Loss in nats of each token after the first under the unigram, bigram and trigram model."""
@@ -111,9 +106,8 @@ class NGrams:
         unigram = self.raw[0].probability(one, self.vocabulary, flat)
         often = self.continuation[0].probability(one, self.vocabulary, flat)
         bigram = self.raw[1].probability(two, self.vocabulary, often)
-        trigram = self.raw[2].probability(
-            three, self.vocabulary, self.continuation[1].probability(two, self.vocabulary, often)
-        )
+        pairs = self.continuation[1].probability(two, self.vocabulary, often)
+        trigram = self.raw[2].probability(three, self.vocabulary, pairs)
         return -torch.stack([unigram, bigram, trigram]).log().float()
 
 
@@ -122,11 +116,10 @@ def store_ngram_losses(ngrams: NGrams, encoded: list[EncodedStory], path: Path =
     losses = torch.cat([ngrams.losses(story.tokens) for story in encoded], dim=1).half()
     spans = torch.cat([story.spans[1:] for story in encoded]).to(torch.int16)
     starts = torch.tensor([0, *(len(story.tokens) - 1 for story in encoded)]).cumsum(0)
-    keys = json.dumps([_key(story.story.text) for story in encoded])
+    keys = json.dumps([story_key(story.story.text) for story in encoded])
     tensors = {"losses": losses.contiguous(), "spans": spans, "starts": starts}
-    write_atomic(
-        path, lambda temporary: save_file(tensors, temporary, {"stories": keys, "orders": json.dumps(ORDERS)})
-    )
+    facts = {"stories": keys, "orders": json.dumps(ORDERS)}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, facts))
 
 
 def measure(model, stories: Iterator[Story], ngrams: NGrams) -> dict[str, float]:
@@ -141,11 +134,8 @@ def measure(model, stories: Iterator[Story], ngrams: NGrams) -> dict[str, float]
             characters += int(encoded.spans[-1, 1])
             tokens += len(encoded.tokens) - 1
     rates = {f"{name}_nats_per_token": round(total / tokens, 4) for name, total in totals.items()}
-    return rates | {
-        "model_nats_per_character": round(totals["model"] / characters, 4),
-        "tokens": tokens,
-        "characters": characters,
-    }
+    rates["model_nats_per_character"] = round(totals["model"] / characters, 4)
+    return rates | {"tokens": tokens, "characters": characters}
 
 
 def main() -> None:
@@ -157,9 +147,8 @@ def main() -> None:
     options = parser.parse_args()
     record = json.loads((EMBEDDED_MODEL / "training_record.json").read_text(encoding="utf-8"))
     if text_hash(stream_texts(options.data)) != record["training_text"]["sha256"]:
-        raise WorkbookError(
-            f"{options.data} is not the text that the embedded model was trained on: give that text, its hash is in training_record.json."
-        )
+        what = "is not the text that the embedded model was trained on"
+        raise WorkbookError(f"{options.data} {what}: give that text, its hash is in training_record.json.")
     model = load_model("embedded")
     texts = tqdm(stream_texts(options.data), desc="counting n-grams", unit=" stories")
     corpus = encode_corpus(texts, model.tokenizer.backend_tokenizer, model.cfg.n_ctx)
@@ -173,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

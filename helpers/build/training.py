@@ -1,6 +1,7 @@
-"""Train the embedded one-layer model: `python -m helpers.training --help`."""
+"""Train a model as the embedded one was: `python -m helpers.build.training --help`."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,34 +12,28 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from helpers.build.data import END_OF_TEXT, Corpus, encode_corpus, epochs, pad, save_tokenizer, train_tokenizer
-from helpers.core.files import WorkbookError, write_atomic, write_json
-from helpers.core.stories import stream_texts, text_hash
+from helpers.build.data import Corpus, encode_corpus, epochs, pad, save_tokenizer, train_tokenizer
+from helpers.core.files import WorkbookError, run_main, write_atomic, write_json
+from helpers.core.stories import END_OF_TEXT, FORMS, stream_texts, text_hash
 
 
 def main() -> None:
     """Command line: tokenizer, training, and the finished model's folder with the record of its run."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help=f"training text: {FORMS}")
     parser.add_argument(
-        "--data",
-        required=True,
-        help="training text: .jsonl, .txt, or a data set's name (roneneldan/TinyStories)",
-    )
-    parser.add_argument(
-        "--valid",
-        required=True,
-        help="validation text, never trained on: a file, or a data set's name (its split validation)",
+        "--valid", required=True, help="the same, never trained on (a data set's split validation)"
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for the finished model")
     parser.add_argument(
-        "--work", type=Path, default=Path("training-run"), help="folder for the tokenizer and the checkpoint"
+        "--work", type=Path, default=Path("training-run"), help="folder of this run and of no other"
     )
     for field in dataclasses.fields(Recipe):
         kind = (lambda text: text.lower() in {"1", "true", "yes"}) if field.type is bool else field.type
@@ -46,61 +41,59 @@ def main() -> None:
     options = parser.parse_args()
     recipe = Recipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)})
     torch.set_num_threads(recipe.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
 
-    tokenizer_file = options.work / "tokenizer.json"
-    if not tokenizer_file.exists():
-        save_tokenizer(
-            train_tokenizer(
-                tqdm(stream_texts(options.data), desc="tokenizer", unit=" stories"), recipe.vocabulary
-            ),
-            options.work,
-            recipe.context,
-        )
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    corpus = encode_corpus(stream_texts(options.data), tokenizer, recipe.context, "encoding")
-    valid = encode_corpus(stream_texts(options.valid, "validation"), tokenizer, recipe.context)
-    training_hash = text_hash(stream_texts(options.data))
-    run = Run(recipe, corpus, text_hash([training_hash, tokenizer.to_str()]))
+    sources = {"data": (options.data, "train"), "valid": (options.valid, "validation")}
+    hashes = {kind: text_hash(stream_texts(*source)) for kind, source in sources.items()}
+    texts = {kind: f"{source} (SHA-256 {hashes[kind][:12]})" for kind, (source, _) in sources.items()}
+    claim(options.work, texts | dataclasses.asdict(recipe))
+    if not (options.work / "tokenizer.json").exists():
+        every = tqdm(stream_texts(options.data), desc="tokenizer", unit=" stories")
+        save_tokenizer(train_tokenizer(every, recipe.vocabulary), options.work, recipe.context)
+    tokenizer = Tokenizer.from_file(str(options.work / "tokenizer.json"))
+    corpus, valid = (
+        encode_corpus(stream_texts(*source), tokenizer, recipe.context, f"encoding {kind}")
+        for kind, source in sources.items()
+    )
+    run = Run(recipe, corpus, text_hash([hashes["data"], tokenizer.to_str()]))
     checkpoint = options.work / "checkpoint.safetensors"
     if checkpoint.exists():
         run.resume(checkpoint)
     train(run, valid, checkpoint)
 
-    write_atomic(
-        options.out / "model.safetensors", lambda path: save_file(_weights(run.model), path, {"format": "pt"})
-    )
+    # the unembedding is the embedding and is stored once
+    weights = {name: p.data.contiguous() for name, p in run.model.named_parameters() if name != "lm_head.weight"}
+    write_atomic(options.out / "model.safetensors", lambda path: save_file(weights, path, {"format": "pt"}))
     config = run.model.config.to_dict() | {"architectures": ["GPTNeoForCausalLM"], "dtype": "float32"}
     write_json(options.out / "config.json", config)
     save_tokenizer(tokenizer, options.out, recipe.context)
-    text = {
-        "name": "TinyStories (Eldan & Li, 2023)",
-        "sha256": training_hash,
-        "stories": len(corpus),
-        "tokens": int(corpus.lengths.sum()),
-    }
-    valid_text = {
-        "sha256": text_hash(stream_texts(options.valid, "validation")),
-        "stories": len(valid),
-        "tokens": int(valid.lengths.sum()),
-    }
-    record = {"recipe": dataclasses.asdict(recipe), "training_text": text, "validation_text": valid_text}
-    record |= {
-        "steps": run.step,
-        "tokens": run.seen,
-        "seconds": round(run.seconds),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-    }
-    write_json(options.out / "training_record.json", record | {"end_of_text": END_OF_TEXT, "curve": run.curve})
+    record = {"recipe": dataclasses.asdict(recipe)}
+    for kind, name, part in (("data", "training_text", corpus), ("valid", "validation_text", valid)):
+        record[name] = {"name": Path(sources[kind][0]).name, "sha256": hashes[kind], "stories": len(part)}
+        record[name]["tokens"] = int(part.lengths.sum())
+    record |= {"steps": run.step, "tokens": run.seen, "seconds": round(run.seconds)}
+    record |= {"machine": platform.machine(), "torch": torch.__version__, "end_of_text": END_OF_TEXT}
+    write_json(options.out / "training_record.json", record | {"curve": run.curve})
 
 
-def _weights(model: GPTNeoForCausalLM) -> dict[str, Tensor]:
-    """The parameters under their published names; the unembedding is the embedding and is stored once."""
-    return {
-        name: parameter.data.contiguous()
-        for name, parameter in model.named_parameters()
-        if name != "lm_head.weight"
-    }
+def claim(work: Path, run: dict) -> None:
+    """Let a work folder belong to one run, named in `run.json`, before anything is made in it.
+
+    Raises:
+        WorkbookError: it belongs to another run, or holds one that it does not name.
+    """
+    path, there = work / "run.json", None
+    if path.exists():
+        with contextlib.suppress(ValueError):
+            there = json.loads(path.read_text(encoding="utf-8"))
+    elif not any((work / name).exists() for name in ("tokenizer.json", "checkpoint.safetensors")):
+        write_json(path, there := run)
+    if not isinstance(there, dict):
+        raise WorkbookError(f"{work} does not say whose run it holds: give another --work folder, or delete it.")
+    same = lambda key: str(there.get(key)).rpartition("(")[2] == str(run[key]).rpartition("(")[2]  # noqa: E731
+    other = [f"{key} {there.get(key)} (now {value})" for key, value in run.items() if not same(key)]
+    if other:
+        raise WorkbookError(f"{work} holds another run, with {', '.join(other)}: give another --work folder.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +117,29 @@ class Recipe:
     neurons: int = 1024
     layers: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            WorkbookError: a number is too small or does not fit another.
+        """
+        least = {"context": 2, "vocabulary": 257}  # one token to predict; all bytes and the end mark
+        least |= dict.fromkeys(("tokens", "batch_tokens", "d_model", "heads", "neurons", "layers", "threads"), 1)
+        least |= dict.fromkeys(
+            ("muon_rate", "adam_rate", "weight_decay", "warmup_steps", "decay_share", "seed"), 0
+        )
+        for name, low in least.items():
+            if not low <= getattr(self, name):
+                flag = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise WorkbookError(f"{flag} is too small: give at least {low}.")
+        if self.d_model % self.heads:
+            raise WorkbookError(f"--d-model {self.d_model} has to be a multiple of --heads {self.heads}.")
+
     def rate(self, step: int, seen: int) -> float:
         """Share of the peak learning rate: linear warm-up, plateau, linear decay to zero over the last `decay_share`."""
         left = max(0.0, 1 - seen / self.tokens)
-        return min(1.0, (step + 1) / self.warmup_steps, left / self.decay_share)
+        warm = (step + 1) / max(1, self.warmup_steps)
+        return min(1.0, warm, left / self.decay_share if self.decay_share else 1.0)
 
 
 class Run:
@@ -168,9 +180,8 @@ class Run:
         tensors = {f"model.{name}": p.data for name, p in self.model.named_parameters()}
         for o, optimizer in enumerate(self.optimizers):
             for i, state in optimizer.state_dict()["state"].items():
-                tensors |= {
-                    f"optimizer.{o}.{i}.{name}": torch.as_tensor(value).clone() for name, value in state.items()
-                }
+                for name, value in state.items():
+                    tensors[f"optimizer.{o}.{i}.{name}"] = torch.as_tensor(value).clone()
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def save(self, path: Path) -> None:
@@ -183,15 +194,17 @@ class Run:
         """Go on from a checkpoint.
 
         Raises:
-            WorkbookError: the checkpoint belongs to other text, another tokenizer or another recipe.
+            WorkbookError: the checkpoint is cut off, or of other text, another tokenizer or another recipe.
         """
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["run"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["run"])
+            tensors = load_file(path)
+        except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+            fix = "delete it to begin the run again"
+            raise WorkbookError(f"{path} is cut off or corrupt ({error}): {fix}.") from None
         if facts.pop("recipe") != dataclasses.asdict(self.recipe) or facts["identity"] != self.identity:
-            raise WorkbookError(
-                f"{path} belongs to another run: give its text and settings, or another --work folder."
-            )
+            raise WorkbookError(f"{path} belongs to another run: give its text and settings, or another --work.")
         for key, value in facts.items():
             setattr(self, key, value)
         for name, parameter in self.model.named_parameters():
@@ -229,11 +242,8 @@ def train(
             bar.update(run.seen - before)
             done = run.seen >= run.recipe.tokens
             if run.step % look_every == 0 or done:
-                point = {
-                    "step": run.step,
-                    "tokens": run.seen,
-                    "train": round(math.fsum(run.losses) / len(run.losses), 4),
-                }
+                point = {"step": run.step, "tokens": run.seen}
+                point["train"] = round(math.fsum(run.losses) / len(run.losses), 4)
                 run.curve.append(point | {"valid": round(validation_loss(run.model, valid), 4)})
                 run.losses = []
                 bar.set_postfix(run.curve[-1])
@@ -249,24 +259,12 @@ def new_model(recipe: Recipe) -> GPTNeoForCausalLM:
     """
     torch.manual_seed(recipe.seed)
     shape = {"hidden_size": recipe.d_model, "num_heads": recipe.heads, "intermediate_size": recipe.neurons}
-    plain = {
-        "embed_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "resid_dropout": 0.0,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    context = {"vocab_size": recipe.vocabulary, "max_position_embeddings": recipe.context}
-    return GPTNeoForCausalLM(
-        GPTNeoConfig(
-            num_layers=recipe.layers,
-            attention_types=[[[kind], 1] for kind in ("global", "local") * recipe.layers][: recipe.layers],
-            window_size=256,
-            **shape,
-            **plain,
-            **context,
-        )
-    )
+    shape |= {"vocab_size": recipe.vocabulary, "max_position_embeddings": recipe.context}
+    plain = dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), 0.0)
+    kinds = [[[kind], 1] for kind in ("global", "local") * recipe.layers][: recipe.layers]
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    config = {"num_layers": recipe.layers, "attention_types": kinds, "window_size": 256}
+    return GPTNeoForCausalLM(GPTNeoConfig(**config, **shape, **plain, **ends))
 
 
 def trunk(model: GPTNeoForCausalLM, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "story pos d_model"]:
@@ -330,4 +328,4 @@ def validation_loss(model: GPTNeoForCausalLM, corpus: Corpus) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -21,7 +21,8 @@ ORDERS = ("unigram", "bigram", "trigram")
 NGRAM_LOSSES = STORIES.with_name("ngram_losses.safetensors")
 
 
-def _key(text: str) -> str:
+def story_key(text: str) -> str:
+    """What a story's losses are stored under."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -42,7 +43,7 @@ def ngram_losses(encoded: EncodedStory, path: Path = NGRAM_LOSSES) -> Float[Tens
     The n-grams were counted on the embedded model's tokens. For another tokenizer their losses are carried over
     by characters (`respread`), so that a story's total stays what it is.
     """
-    found = _stored(path).get(_key(encoded.story.text))
+    found = _stored(path).get(story_key(encoded.story.text))
     if found is None:
         return None
     losses, spans = found
@@ -52,7 +53,7 @@ def ngram_losses(encoded: EncodedStory, path: Path = NGRAM_LOSSES) -> Float[Tens
 
 def has_ngram_losses(text: str, path: Path = NGRAM_LOSSES) -> bool:
     """Whether a text's n-gram losses are stored."""
-    return _key(text) in _stored(path)
+    return story_key(text) in _stored(path)
 
 
 def check_stories(stories: list[Story]) -> list[Story]:

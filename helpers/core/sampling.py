@@ -1,7 +1,9 @@
 """Stories that the loaded model writes itself: seeded samples, and a cached corpus of them."""
 
 import hashlib
+import json
 import os
+from itertools import dropwhile
 from pathlib import Path
 
 import torch
@@ -26,6 +28,8 @@ def sample(
 ) -> list[str]:
     """Let the model go on from `opening`, `count` times; each text ends at `<|endoftext|>` or after `tokens` tokens.
 
+    Every text begins with one anyway: at the start of an opening it is left out.
+
     `push`, if given, is added to the MLP's write at every position: steering. One for each text has the shape
     [story 1 d_model].
 
@@ -36,19 +40,18 @@ def sample(
         raise WorkbookError(
             "The temperature has to be above 0: 1 samples from the model as it is, 0.1 takes nearly always its first choice."
         )
-    start = [model.tokenizer.bos_token_id, *model.tokenizer(opening, add_special_tokens=False)["input_ids"]]
+    end = model.tokenizer.eos_token_id
+    written = model.tokenizer(opening, add_special_tokens=False)["input_ids"]
+    start = [model.tokenizer.bos_token_id, *dropwhile(lambda token: token == end, written)]
     tokens = min(tokens, model.cfg.n_ctx - len(start))
     if tokens < 1:
         raise WorkbookError(f"The opening takes up the model's {model.cfg.n_ctx} positions: give a shorter one.")
-    rows = torch.tensor([start] * count)
+    rows = torch.tensor([start] * count, device=model.cfg.device)
     steering = [] if push is None else [("blocks.0.hook_mlp_out", lambda write, hook: write + push)]
     with model.hooks(fwd_hooks=steering):
         full = _generate(model, rows, tokens, Draw(temperature, seed))
-    end = model.tokenizer.eos_token_id
-    texts = []
-    for row in full[:, 1:].tolist():
-        texts.append(model.tokenizer.decode(row[: row.index(end)] if end in row else row))
-    return texts
+    kept = [row[: row.index(end, len(start))] if end in row[len(start) :] else row for row in full.tolist()]
+    return [model.tokenizer.decode(row[1:]) for row in kept]
 
 
 class Draw(LogitsProcessor):
@@ -65,7 +68,8 @@ class Draw(LogitsProcessor):
         self, input_ids: Int[Tensor, "story pos"], scores: Float[Tensor, "story vocab"]
     ) -> Float[Tensor, "story vocab"]:
         cumulative = (scores.double() / self.temperature).softmax(-1).cumsum(-1)
-        point = torch.rand(len(scores), 1, generator=self.generator, dtype=torch.double) * cumulative[:, -1:]
+        point = torch.rand(len(scores), 1, generator=self.generator, dtype=torch.double).to(scores.device)
+        point = point * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, point).clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
 
@@ -92,11 +96,12 @@ def own_stories(
     """About `tokens` tokens of stories sampled from the model, made once and cached: bulk text for exploring.
 
     The cache (by default the folder of the environment variable TINYSTORIES_CACHE, else `cache` in the project)
-    knows the model by its weights. The stories are untagged, and nothing is confirmed on them.
+    knows the model by its weights; one that was cut off is made again. The stories are untagged, and nothing is
+    confirmed on them.
     """
-    folder = Path(cache or os.environ.get("TINYSTORIES_CACHE") or ROOT / "cache")
+    folder = Path(cache or os.environ.get("TINYSTORIES_CACHE") or ROOT / "cache").expanduser()
     path = folder / f"own-stories-{fingerprint(model)}-{tokens}-{seed}.jsonl"
-    if not path.exists():
+    if not _is_whole(path):
         texts: list[str] = []
         with tqdm(total=tokens, unit="tok", unit_scale=True, desc="the model's own stories") as bar:
             while bar.n < tokens:
@@ -106,13 +111,25 @@ def own_stories(
                     sum(len(ids) for ids in model.tokenizer(drawn, add_special_tokens=False)["input_ids"])
                     or tokens
                 )
-        write_json_lines(path, ({"text": text, "id": f"own-{i:05}"} for i, text in enumerate(texts)))
+        rows = ({"text": text, "id": f"own-{i:05}", "of": len(texts)} for i, text in enumerate(texts))
+        write_json_lines(path, rows)
     return load_stories(path)
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a file of own stories is there with as many stories as it says."""
+    try:
+        *_, last = lines = path.read_text(encoding="utf-8").strip("\n").split("\n")
+        return json.loads(last)["of"] == len(lines)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def fingerprint(model: TransformerBridge) -> str:
-    """Twelve hexadecimal digits that change with the model's weights or its vocabulary."""
-    digest = hashlib.sha256(str(sorted(model.tokenizer.get_vocab().items())).encode())
+    """Twelve hexadecimal digits that change with the model's weights, its shape or its vocabulary."""
+    config = model.original_model.config
+    shape = [config.num_heads, config.attention_types, config.window_size, model.cfg.n_ctx]
+    digest = hashlib.sha256(str([shape, *sorted(model.tokenizer.get_vocab().items())]).encode())
     for parameter in model.original_model.parameters():
         digest.update(parameter.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -130,7 +130,7 @@ class Scan:
 
     def at(self, where: Int[Tensor, " k"] | Bool[Tensor, " n"]) -> "Scan":
         """The scan at some of its positions only; its stories stay."""
-        index = where.nonzero()[:, 0] if where.dtype == torch.bool else where
+        index = (where.nonzero()[:, 0] if where.dtype == torch.bool else where).cpu()  # contexts stay there
         cut = {name: column[index] for name, column in self.held.items()}
         columns = (self.story, self.pos, self.token, self.target)
         row = None if self.row is None else self.row[index]
@@ -248,11 +248,12 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def _batch(model: TransformerBridge, part: list[tuple[int, EncodedStory]], edits: Edits | None) -> Scan:
     encoded = [story for _, story in part]
-    tokens = torch.nn.utils.rnn.pad_sequence([story.tokens for story in encoded], batch_first=True)
+    device = model.cfg.device
+    tokens = torch.nn.utils.rnn.pad_sequence([story.tokens for story in encoded], batch_first=True).to(device)
     lengths = [len(story.tokens) - 1 for story in encoded]
-    row = torch.repeat_interleave(torch.tensor(lengths))
-    story = torch.tensor([i for i, _ in part])[row]
-    pos = torch.cat([torch.arange(length) for length in lengths])
+    row = torch.repeat_interleave(torch.tensor(lengths, device=device))
+    story = torch.tensor([i for i, _ in part], device=device)[row]
+    pos = torch.cat([torch.arange(length, device=device) for length in lengths])
     here, ahead = tokens[row, pos], tokens[row, pos + 1]
     return Scan(model, encoded, story, pos, here, ahead, row, run_streams(model, tokens, edits))
 
