@@ -170,9 +170,8 @@ def coloured_text(
         for k, letter in enumerate(text):
             style = {"family": "monospace", "fontsize": 9.5, "va": "center", "ha": "center"}
             axis.text(x + k + 0.5, y, letter, **style, **PLAIN)
-    axis.set(xlim=(0, width + 2), ylim=(y + 0.6, -0.6))
-    axis.axis("off")
-    entitle(axis, f"{title} (white 0, darkest {high:.1f} {unit})")
+    axis.set(xlim=(0, width + 2), ylim=(y + 0.6, -0.6), xticks=[], yticks=[], frame_on=False)
+    entitle(axis, title, f"white: 0; darkest: {high:.1f} {unit}")
     return figure
 
 
