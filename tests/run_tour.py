@@ -8,7 +8,7 @@ from helpers import load_model, sample
 from helpers.core.estimates import StoryTable
 from helpers.core.logits import layernorm_scale, path_logits
 from helpers.core.parts import costs, heads, neurons
-from helpers.core.paths import inspect_prompt, mean_writes, paths, route_costs
+from helpers.core.paths import mean_writes, paths, route_costs, token_surprise
 from helpers.core.sampling import fingerprint
 from helpers.core.scan import run_streams, scan, walk
 from helpers.core.stories import Story
@@ -38,15 +38,15 @@ def main(folder: str) -> dict:
         scale = layernorm_scale(model, streams.resid_post)
         total = sum(path_logits(model, write, scale) for write in paths(model, streams).values()) + model.b_U
         worst = max(worst, (total - logits).abs().max().item())
-    _, probabilities, votes = inspect_prompt(model, "Ann has a", 4)
+    pieces, surprise = token_surprise(model, STORIES[1].text)
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "shape": [cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_mlp, cfg.d_vocab, cfg.n_ctx],
         "columns": {name: table.means(name).item() for name, _ in table.sums if _ == "all"},
         "interval": [table.estimate("attention").low, table.estimate("attention").high],
         "path error": worst,
-        "probabilities": probabilities,
-        "votes": list(votes.values()),
+        "surprise": surprise.tolist(),
+        "pieces": pieces,
         "sampled": len(model.tokenizer(sample(model, tokens=5)[0])["input_ids"]),
         "fingerprint": fingerprint(model),
         "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,

@@ -94,10 +94,10 @@ def test_the_paths_sum_to_the_logits(results):
     assert results["path error"] < 1e-3
 
 
-def test_a_prompt_can_be_inspected(results):
-    assert len(results["votes"]) == 2 + 16 + 2 + 1
-    assert all(len(votes) == 4 and all(map(math.isfinite, votes)) for votes in results["votes"])
-    assert 1 > results["probabilities"][0] >= results["probabilities"][-1] > 0
+def test_a_text_is_spelled_and_every_token_of_it_has_its_surprise(results):
+    assert "".join(results["pieces"]).startswith("Ann has a big hat.")
+    assert len(results["surprise"]) == len(results["pieces"])
+    assert all(math.isfinite(loss) and loss > 0 for loss in results["surprise"])
 
 
 def test_it_writes_five_tokens_and_has_a_fingerprint(results):

@@ -1,11 +1,11 @@
-"""What the tour measures beside the model: tables of n-grams, a memory, and what a prompt's votes add up to."""
+"""What the tour measures beside the model: tables of n-grams, a memory, and the surprise of a text."""
 
 import pytest
 import torch
 
 from helpers import WorkbookError
 from helpers.core.baselines import ORDERS, check_stories, ngram_columns, recalled, with_memory
-from helpers.core.paths import POSITIONS, bin_names, inspect_prompt, token_surprise
+from helpers.core.paths import POSITIONS, bin_names, token_surprise
 from helpers.core.scan import walk
 from helpers.core.stories import Story
 
@@ -43,25 +43,6 @@ def test_a_trigram_with_memory_mixes_two_probabilities(batch):
     mixed = with_memory(trigram, memory, 0.25)
     torch.testing.assert_close((-mixed).exp(), 0.75 * (-trigram).exp() + 0.25 * memory)
     assert (mixed < trigram)[memory > 0.3].all() and (mixed > trigram)[memory == 0].all()
-
-
-@pytest.mark.parametrize("prompt", ["Lily looked for her", "“Oh no!”"])
-def test_the_votes_for_a_prompt_sum_to_the_logits_of_its_likeliest_next_tokens(model, prompt):
-    tokens = torch.tensor([[0, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
-    logits = model(tokens)[0, -1]
-    best, probabilities, votes = inspect_prompt(model, prompt, 5)
-    assert best == [model.tokenizer.decode([i]) for i in logits.topk(5).indices]
-    assert probabilities == pytest.approx(logits.softmax(-1).topk(5).values.tolist(), abs=1e-5)
-    assert torch.tensor(list(votes.values())).sum(0).tolist() == pytest.approx(
-        logits.topk(5).values.tolist(), abs=1e-3
-    )
-
-
-def test_prompts_that_cannot_be_read_are_refused_with_the_fix(model):
-    with pytest.raises(WorkbookError, match="type the beginning of a story"):
-        inspect_prompt(model, "  ")
-    with pytest.raises(WorkbookError, match="give a shorter one"):
-        inspect_prompt(model, "word " * 600)
 
 
 def test_token_surprise_spells_the_text_and_is_the_models_loss(model):

@@ -12,9 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.core.files import WorkbookError
-from helpers.core.logits import layernorm_scale, path_logits, residual_losses
-from helpers.core.scan import Scan, Streams, run_streams, walk
+from helpers.core.logits import residual_losses
+from helpers.core.scan import Scan, Streams, walk
 from helpers.core.stories import Story
 
 
@@ -101,37 +100,6 @@ def bin_names(edges: list[int], last: str) -> list[str]:
 
 
 POSITIONS = bin_names(POSITION_EDGES, "")[:-1]
-
-
-@torch.inference_mode()
-def inspect_prompt(
-    model: TransformerBridge, prompt: str, most: int = 8
-) -> tuple[list[str], list[float], dict[str, list[float]]]:
-    """The likeliest next tokens of a prompt, their probabilities, and each path's vote for each.
-
-    A path's vote is its direct logit attribution; "bias" is b_U's. Votes sum to the logit.
-
-    Raises:
-        WorkbookError: the prompt is empty or longer than the context.
-    """
-    if not prompt.strip():
-        raise WorkbookError("The prompt is empty: type the beginning of a story.")
-    ids = [model.tokenizer.bos_token_id, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    if len(ids) > model.cfg.n_ctx:
-        raise WorkbookError(
-            f"The prompt has {len(ids)} tokens and the model {model.cfg.n_ctx} positions: give a shorter one."
-        )
-    streams = run_streams(model, torch.tensor([ids]))
-    last = streams.resid_post[0, -1:]
-    probabilities = model.unembed(model.ln_final(last[None]))[0, 0].softmax(-1)
-    top = probabilities.topk(most)
-    scale = layernorm_scale(model, last)
-    votes = {
-        name: path_logits(model, write[0, -1:], scale)[0, top.indices].tolist()
-        for name, write in paths(model, streams).items()
-    }
-    votes["bias"] = model.b_U[top.indices].tolist()
-    return [model.tokenizer.decode([i]) for i in top.indices], top.values.tolist(), votes
 
 
 @torch.inference_mode()
