@@ -210,7 +210,7 @@ def test_the_readme_is_short():
 
 def test_no_tracked_text_names_a_machines_folder_or_a_package_registry():
     hosts = ("pypi" + ".org", "files." + "pythonhosted", "conda." + "anaconda", "registry." + "npmjs")
-    places = [re.escape(host) for host in hosts] + [rf"(?<![\w.}])/{home}/" for home in ("root", "home", "Users")]
+    places = [re.escape(host) for host in hosts] + [rf"(?<![\w.}}])/{home}/" for home in ("root", "home", "Users")]
     bad = re.compile("|".join(places))
     found = []
     for name in tracked():
