@@ -175,6 +175,12 @@ def coloured_text(
     return figure
 
 
+def _inches(text: str) -> float:
+    """How wide a text is at 12 points, its blanks counted."""
+    outline = TextPath((0, 0), text.replace(" ", "r") + "|", size=12, prop=FontProperties(family="serif"))
+    return outline.get_extents().width / 72 - 0.035 if text else 0.0
+
+
 def story_by_part(
     tokens: list[str], parts: list[int], strength: list[float], names: dict[int, str], title: str
 ) -> Figure:
@@ -191,12 +197,11 @@ def story_by_part(
         if "\n" in token:
             x, y = 0.0, y + 1.25
         text = token.replace("\n", "")
-        outline = TextPath((0, 0), text.replace(" ", "r") + "|", size=12, prop=FontProperties(family="serif"))
-        wide = outline.get_extents().width / 72 - 0.035 if text else 0.0
-        if x + wide > 9.3:
-            x, y, text = 0.0, y + 1, text.lstrip()
-        placed.append((x, y, wide, text, part, dark))
-        x += wide
+        if x + _inches(text) > 9.3:
+            x, y = 0.0, y + 1
+        text = text if x else text.lstrip()
+        placed.append((x, y, _inches(text), text, part, dark))
+        x += _inches(text)
     figure.set_size_inches(9.6, 0.27 * (y + 1) + 0.5)
     for x, y, wide, text, part, dark in placed:
         if part in colours:
