@@ -88,7 +88,9 @@ def untouched(request: pytest.FixtureRequest) -> Iterator[None]:
             if not torch.equal(weight, weights[name]):
                 changed.append(name)
                 weight.copy_(weights[name])
-    assert not changed, f"{request.node.name} changed the shared model's {changed[0]}: let it restore what it edits"
+    assert not changed, (
+        f"{request.node.name} changed the shared model's {changed[0]}: let it restore what it edits"
+    )
 
 
 @pytest.fixture(scope="session")

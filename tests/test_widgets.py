@@ -8,7 +8,7 @@ import ipywidgets
 import pandas as pd
 import pytest
 import torch
-from browser import open_page
+from browser import browser
 from bs4 import BeautifulSoup
 
 from helpers import WorkbookError
@@ -83,10 +83,14 @@ def test_hostile_tokens_are_drawn_as_the_text_that_they_are(tmp_path):
     shown = [widgets.coloured_tokens(hostile[i:], torch.arange(6.0 - i)) for i in range(4)]
     shown.append(widgets.attention_heads(hostile, torch.ones(2, 6, 6)))
     (tmp_path / "page.html").write_text(page_with(widgets.script(), *shown, shown[0]), encoding="utf-8")
-    opened = open_page(tmp_path / "page.html")
-    assert len(opened.widgets) == 6
-    assert opened.undrawn == opened.console == []
-    text = opened.text.replace("\u2060", "")
+    with browser() as page:
+        page.open(tmp_path / "page.html").wait("document.querySelectorAll('canvas').length >= 3")
+        assert page.undrawn() == []
+        assert [
+            line for line in page.console if "GL" not in line
+        ] == []  # notes of a machine without a graphics card
+        assert page.run("document.querySelectorAll('.circuitsvis-widget').length") == 6
+        text = page.run("document.body.innerText").replace("\u2060", "")
     assert all(text.count(token) >= 5 for token in ("<b>bold</b>", "&amp;", "a⏎b"))
 
 
@@ -111,9 +115,10 @@ def test_an_empty_table_says_so():
 
 @pytest.fixture
 def shown(monkeypatch) -> list:
-    """What a pane displays."""
+    """What a pane displays; sentences as text."""
     found: list = []
-    monkeypatch.setattr(widgets, "display", lambda *things: found.extend(things))
+    text = lambda thing: repr(thing) if isinstance(thing, widgets.Widget) else thing  # noqa: E731
+    monkeypatch.setattr(widgets, "display", lambda *things: found.extend(map(text, things)))
     return found
 
 
@@ -161,12 +166,14 @@ def test_another_press_with_the_same_values_gets_another_seed(shown):
     assert shown == ["a", 0, "a", 1, "b", 0, "b", 1]
 
 
-def test_a_pane_shows_an_error_of_the_workbook_as_one_escaped_line(shown):
+def test_a_pane_shows_an_error_of_the_workbook_as_one_escaped_line(monkeypatch):
     def refuse():
         raise WorkbookError("The <prompt> is empty.")
 
+    kept: list = []
+    monkeypatch.setattr(widgets, "display", lambda *things: kept.extend(things))
     press(widgets.pane(refuse))
-    assert [line._repr_html_() for line in shown] == ["<b>The &lt;prompt&gt; is empty.</b>"] * 2
+    assert [line._repr_html_() for line in kept] == ["<p>The &lt;prompt&gt; is empty.</p>"] * 2
 
 
 def test_picking_an_example_fills_its_box_and_runs(shown):
@@ -189,7 +196,7 @@ def test_controls_have_labels_and_boxes_have_room_for_their_examples(shown):
 )
 def test_a_blank_at_the_end_of_a_prompt_is_mentioned(shown, name, typed, told):
     widgets.pane(lambda **values: values[name], **{name: ipywidgets.Text(typed)})
-    assert [repr(note) for note in shown[:-1]] == [widgets.BLANK] * told
+    assert shown[:-1] == [widgets.BLANK] * told
     assert shown[-1] == typed
 
 

@@ -135,17 +135,17 @@ def pane(
     area, presses = ipywidgets.Output(), []
     button = ipywidgets.ToggleButton(description="Show", button_style="primary")
 
-    def results() -> tuple:
+    def results() -> list:
         values = {name: control.value for name, control in controls.items()}
         presses.append(values)
         again = {"seed": presses.count(values) - 1} if "seed" in inspect.signature(show).parameters else {}
         try:
             shown = show(**values, **again)
         except ValueError as error:
-            return (Widget(f"<b>{html.escape(str(error))}</b>", str(error)),)
+            shown = str(error)
         blank = any(str(values.get(name, ""))[-1:].isspace() for name in ("prompt", "opening", "text"))
-        note = (Widget(f"<small>{BLANK}</small>", BLANK),) if blank else ()
-        return note + (shown if isinstance(shown, tuple) else (shown,))
+        parts = [BLANK] * blank + (list(shown) if isinstance(shown, tuple) else [shown])
+        return [Widget(f"<p>{html.escape(p)}</p>", p) if isinstance(p, str) else p for p in parts]
 
     def run(change: dict) -> None:
         if change["new"]:
