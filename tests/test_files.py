@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from helpers import WorkbookError
@@ -20,6 +21,7 @@ from helpers.core.files import (
     write_json_lines,
     write_text,
 )
+from helpers.report.pages import execute
 
 ROOT = Path(__file__).parents[1]
 
@@ -162,3 +164,23 @@ def test_a_notebook_imports_the_helpers_beside_it(tmp_path):
         cwd=tmp_path / "notebooks", env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert found.stdout.strip() == str(tmp_path / "helpers" / "__init__.py"), found.stderr
+
+
+@pytest.mark.slow
+def test_a_notebook_reads_what_the_settings_name_in_the_callers_folder(tmp_path, monkeypatch):
+    """As python -m helpers.report runs it: the kernel stands in the notebook's own folder."""
+    for folder in ("caller", "notebooks"):
+        (tmp_path / folder).mkdir()
+    write_json_lines(tmp_path / "caller" / "three.jsonl", [{"text": "A cat sat."}])
+    monkeypatch.chdir(tmp_path / "caller")
+    for name, value in {"STORIES": "./three.jsonl", "RESULTS": "out", "MODEL": "random:mine"}.items():
+        monkeypatch.setenv(f"TINYSTORIES_{name}", value)
+    (tmp_path / "caller" / "mine").mkdir()
+    cell = "import os\nfrom helpers import load_stories, results_folder\n"
+    cell += "print(load_stories()[0].text, results_folder(), os.environ['TINYSTORIES_MODEL'])"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    nbformat.write(notebook, tmp_path / "notebooks" / "x.ipynb")
+    executed = []
+    run_main(lambda: executed.append(execute(tmp_path / "notebooks" / "x.ipynb")))
+    said = executed[0].cells[0].outputs[0].text.split()
+    assert said == ["A", "cat", "sat.", f"{tmp_path}/caller/out", f"random:{tmp_path}/caller/mine"]

@@ -1,7 +1,10 @@
 """Loading: the right model by every name, the same numbers as transformers, and an error that names the fix."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -213,6 +216,23 @@ def test_checkpoints_load_as_they_are_published(copy, tiny, capsys, kind, shards
     load_model(copy)
     told = capsys.readouterr().err
     assert told.count(f"python -m helpers.build.convert {copy} FOLDER") == (kind == "bin")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_checkpoint_in_the_hubs_cache_loads_by_its_name(copy, tiny, tmp_path, shards):
+    cache = tmp_path / "hub" / "models--someone--TinyStories-tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(published(copy, shards), cache / "snapshots" / ("0" * 40))
+    code = "from helpers import load_model; import torch; m = load_model('someone/TinyStories-tiny')\n"
+    code += "print(m.cfg.model_name, m(torch.arange(9)[None]).log_softmax(-1)[0, -1, :3].tolist())"
+    settings = os.environ | {"HF_HUB_CACHE": str(cache.parent), "PYTHONPATH": str(Path(__file__).parents[1])}
+    found = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
+    name, numbers = found.stdout.split(" ", 1)
+    assert name == "someone/TinyStories-tiny"
+    expected = tiny(torch.arange(9)[None]).log_softmax(-1)[0, -1, :3]
+    assert torch.allclose(torch.tensor(json.loads(numbers)), expected, atol=1e-5)
 
 
 class Payload:
