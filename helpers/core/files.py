@@ -123,6 +123,13 @@ def write_json_lines(path: str | Path, rows: Iterable[object]) -> Path:
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def made_with() -> dict[str, str]:
+    """The model and the stories of this run, as the settings name them."""
+    model, stories, count = (os.environ.get(f"TINYSTORIES_{name}", "") for name in ("MODEL", "STORIES", "COUNT"))
+    which = stories or "the project's stories"
+    return {"model": model or "embedded", "stories": f"the first {count} of {which}" if count else which}
+
+
 def results_folder(model_name: str = "embedded") -> Path:
     """Where a notebook's figures and findings go: the project itself for the embedded model on the project's stories.
 

@@ -4,11 +4,10 @@ import dataclasses
 import html
 import json
 import math
-import os
 from pathlib import Path
 
 from helpers.core.estimates import Comparison, Estimate, difference
-from helpers.core.files import WorkbookError, results_folder, write_json
+from helpers.core.files import WorkbookError, made_with, results_folder, write_json
 from helpers.report.prose import Table
 
 VERDICTS = {  # verdict: what it means
@@ -111,13 +110,6 @@ def _rounded(value: float, digits: int) -> float | None:
 
 def _text(measure: Estimate, digits: int) -> str:
     return measure.text(digits) if math.isfinite(measure.mean) else "not measured"
-
-
-def made_with() -> dict[str, str]:
-    """The model and the stories of this run, as the settings name them."""
-    model, stories, count = (os.environ.get(f"TINYSTORIES_{name}", "") for name in ("MODEL", "STORIES", "COUNT"))
-    which = stories or "the project's stories"
-    return {"model": model or "embedded", "stories": f"the first {count} of {which}" if count else which}
 
 
 class Findings:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from helpers.core.files import WorkbookError, write_json
 from helpers.core.parts import Parts
-from helpers.report.findings import VERDICTS, Finding
+from helpers.report.findings import Finding
 from helpers.report.prose import Table
 
 KINDS = ("neuron", "neurons", "head", "heads", "circuit", "model")
@@ -44,28 +44,29 @@ class Entry:
     lowers: Sequence[str] = ()
 
     def __post_init__(self):
-        parts = self.parts
-        if isinstance(parts, Parts):
-            parts = [f"{parts.kind} {i}" for i in parts.index.tolist()]
-        sides = {name: getattr(self, name) for name in ("reads", "raises", "lowers")}
-        words = {name: side.split() if isinstance(side, str) else list(side) for name, side in sides.items()}
-        proof = [
-            row.record() | {"notebook": self.notebook} if isinstance(row, Finding) else dict(row)
-            for row in self.evidence
+        parts = (
+            self.parts
+            if not isinstance(self.parts, Parts)
+            else [f"{self.parts.kind} {i}" for i in self.parts.index.tolist()]
+        )
+        plain = {"parts": [parts] if isinstance(parts, str) else list(parts)}
+        for name in ("reads", "raises", "lowers"):
+            plain[name] = side.split() if isinstance(side := getattr(self, name), str) else list(side)
+        own = {"notebook": self.notebook}
+        plain["evidence"] = [
+            row.record() | own if isinstance(row, Finding) else dict(row) for row in self.evidence
         ]
-        plain = {"parts": [parts] if isinstance(parts, str) else list(parts), "evidence": proof} | words
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        if self.kind not in KINDS:
-            raise WorkbookError(
-                f"Entry {self.id!r} is of the kind {self.kind!r}: choose one of {', '.join(KINDS)}."
-            )
+        wrong = ""
         if not (self.id and self.parts and self.sentence and self.evidence and self.notebook):
-            raise WorkbookError(f"Entry {self.id!r} needs an id, parts, a sentence, evidence and its notebook.")
-        if len(self.sentence) > LENGTH:
-            raise WorkbookError(f"Entry {self.id!r}: {len(self.sentence)} characters; say it in {LENGTH}.")
-        if bad := [row for row in proof if row.get("verdict") not in VERDICTS or not row.get("notebook")]:
-            raise WorkbookError(f"Entry {self.id!r}: evidence without a verdict or a notebook: {bad[0]}.")
+            wrong = "give an id, parts, a sentence, evidence and its notebook"
+        elif self.kind not in KINDS:
+            wrong = f"{self.kind!r} is no kind; choose one of {', '.join(KINDS)}"
+        elif len(self.sentence) > LENGTH:
+            wrong = f"{len(self.sentence)} characters; say it in {LENGTH}"
+        if wrong:
+            raise WorkbookError(f"Entry {self.id!r}: {wrong}.")
 
     @property
     def verdict(self) -> str:
@@ -127,11 +128,6 @@ class Library:
             else:
                 del self.entries[name]
 
-    def of(self, notebook: str) -> list[Entry]:
-        """The entries that hold evidence of a notebook."""
-        rows = [self.entries[name] for name in sorted(self.entries)]
-        return [row for row in rows if any(proof["notebook"] == notebook for proof in row.evidence)]
-
     def save(self, path: str | Path) -> Path:
         """Write the library, atomically."""
         rows = [self.entries[name].record() for name in sorted(self.entries)]
@@ -156,10 +152,9 @@ def cells(row: dict) -> tuple[str, ...]:
     for part in row["parts"]:
         kind, _, number = part.rpartition(" ")
         numbers.setdefault(kind, []).append(number)
-    parts = (
-        f"{kind}{'s' if kind and len(these) > 1 else ''} {', '.join(these[:6])}"
-        + (f" … ({len(these)})" if len(these) > 6 else "")
+    parts = [
+        f"{kind}{'s' * (len(these) > 1)} {', '.join(these[:6])}{f' … ({len(these)})' * (len(these) > 6)}".strip()
         for kind, these in numbers.items()
-    )
+    ]
     sides = (", ".join(row[side]) for side in ("reads", "raises", "lowers"))
-    return row["sentence"], "; ".join(parts).strip(), *sides, row["verdict"]
+    return row["sentence"], "; ".join(parts), *sides, row["verdict"]

@@ -10,13 +10,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm.auto import tqdm
 
-from helpers.core.files import ROOT, WorkbookError, results_folder, write_text
+from helpers.core.files import ROOT, WorkbookError, made_with, results_folder, write_text
 from helpers.core.model import EMBEDDED_MODEL
-from helpers.report.findings import made_with, read_findings
+from helpers.report.findings import read_findings
 from helpers.report.frontpage import for_model, refresh
 from helpers.report.library import Library
 from helpers.report.prose import listed, percent, table  # noqa: F401 (until all notebooks take them from prose)
-from helpers.report.site import Site, findings_body, library_body, notebook_body, readme_body, title_of
+from helpers.report.site import findings_body, library_body, notebook_body, readme_body, title_of, write_pages
 from helpers.report.tidy import tidy
 
 DEFAULT = {"model": "embedded", "stories": "the project's stories"}
@@ -73,17 +73,15 @@ def write_site(notebooks: dict[Path, nbformat.NotebookNode], out: Path) -> list[
     about, titles = made_with(), {path: title_of(notebook, path.stem) for path, notebook in notebooks.items()}
     results = results_folder(about["model"])
     readme = for_model((ROOT / "README.md").read_text(encoding="utf-8"), about if about != DEFAULT else None)
+    found = read_findings(results / "notebooks" / "findings")
     library = Library.load(results / "notebooks" / "library.json", about["model"])
     pages = [
         ("Overview", "index.html", readme_body(readme, ROOT)),
         *((titles[path], f"{path.stem}.html", notebook_body(notebook)) for path, notebook in notebooks.items()),
-        ("Findings", "findings.html", findings_body(read_findings(results / "notebooks" / "findings"))),
+        ("Findings", "findings.html", findings_body([row for row in found if about.items() <= row.items()])),
         ("Library", "library.html", library_body([entry.record() for entry in library.entries.values()])),
     ]
-    site = Site([page[:2] for page in pages], f"Made with the model {about['model']} on {about['stories']}.")
-    for title, name, body in pages:
-        site.add(body, title, name)
-    return site.write(out)
+    return write_pages(pages, f"Made with the model {about['model']} on {about['stories']}.", out)
 
 
 def build(sources: list[Path], out: Path, run: bool = True, store: bool = False) -> list[Path]:

@@ -4,7 +4,7 @@ import base64
 import html
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -31,25 +31,19 @@ BLOCKS = ("td", "th", "li", "p", "br", "div", "pre", "details")  # words of two 
 text_of = html.escape
 
 
-class Site:
-    """Pages that link to each other, and one search index over all of them.
+def write_pages(pages: Sequence[tuple[str, str, str]], note: str, out: Path) -> list[Path]:
+    """Write pages (title, file name, body) that link to each other, with their style, scripts and one search index.
 
-    names: (title, file name) of every page, in order. note: what all of it was made with.
+    note: what all of it was made with, said on every page.
     """
-
-    def __init__(self, names: Sequence[tuple[str, str]], note: str):
-        self.names, self.note = list(names), note
-        self.pages: dict[str, str] = {}
-        self.index: list[list[str]] = []
-
-    def add(self, body: str, title: str, name: str) -> None:
-        """Put a body into the site as a page."""
+    index, titles = [], {name: title for title, name, _ in pages}
+    for title, name, body in pages:
         soup = BeautifulSoup(body, "html.parser")
         for old in soup.select("a.anchor-link"):
             old.decompose()
         for heading in soup.find_all(HEADINGS):
             heading["id"] = re.sub(r"\W+", "-", heading.get_text().strip()) or "section"
-        self.index += [[name, *section] for section in sections(soup)]
+        index += [[name, *section] for section in sections(soup)]
         listed = contents(soup)
         for heading in soup.find_all(HEADINGS[1:]):
             link = {"href": f"#{heading['id']}", "class": "link", "aria-label": "link to this section"}
@@ -58,38 +52,28 @@ class Site:
             table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
         for wait in soup.select(".circuitsvis-widget small"):
             wait.string = TWIN
-        links = "".join(
-            f'<a href="{file}"{" aria-current=page" if file == name else ""}>{text_of(text)}</a>'
-            for text, file in self.names
-        )
+        here = {file: " aria-current=page" if file == name else "" for file in titles}
+        links = "".join(f'<a href="{file}"{here[file]}>{text_of(text)}</a>' for file, text in titles.items())
         widgets = '<script src="circuitsvis.js"></script>' if soup.select_one(".circuitsvis-widget") else ""
-        self.pages[name] = (
+        write_text(
+            out / name,
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text_of(title)}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
             f'<link rel="stylesheet" href="pages.css">{widgets}<script src="pages.js" defer></script></head><body>'
             f'<header><nav aria-label="pages">{links}</nav><noscript>{NO_SCRIPT}</noscript></header>'
-            f'<p class="made">{text_of(self.note)}</p><div class="page">{listed}<main>{soup}</main></div></body></html>\n'
+            f'<p class="made">{text_of(note)}</p><div class="page">{listed}<main>{soup}</main></div></body></html>\n',
         )
-
-    def write(self, out: Path) -> list[Path]:
-        """Write all pages, their style, scripts and search index."""
-        here, light, dark = (
-            Path(__file__).parent,
-            *(HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark")),
-        )
-        rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in self.index)
-        titles = json.dumps({file: text for text, file in self.names}, ensure_ascii=False)
-        style = (here / "pages.css").read_text(encoding="utf-8")
-        bundle = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
-        beside = {
-            "pages.css": f"{style}{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n",
-            "pages.js": (here / "pages.js").read_text(encoding="utf-8"),
-            "index.js": f"window.PAGES = {titles};\nwindow.SECTIONS = [\n{rows}\n];\n",
-            "circuitsvis.js": f"{bundle}\nwindow.CircuitsVis = CircuitsVis;\n",
-        }
-        for name, text in beside.items():
-            write_text(out / name, text)
-        return [write_text(out / name, page) for name, page in self.pages.items()]
+    style, script = (
+        (Path(__file__).parent / f"pages.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
+    )
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
+    bundle = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in index)
+    write_text(out / "pages.css", f"{style}{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n")
+    write_text(out / "pages.js", script)
+    write_text(out / "index.js", f"window.PAGES = {json.dumps(titles)};\nwindow.SECTIONS = [\n{rows}\n];\n")
+    write_text(out / "circuitsvis.js", f"{bundle}\nwindow.CircuitsVis = CircuitsVis;\n")
+    return [out / name for name in titles]
 
 
 def contents(soup: BeautifulSoup) -> str:
@@ -173,19 +157,8 @@ def readme_body(text: str, root: Path) -> str:
     return str(soup)
 
 
-def list_body(title: str, lead: str, names: str, rows: Iterable[tuple[dict[str, str], Sequence[str]]]) -> str:
-    """A page of one table, to be filtered by the facts that stand with each row."""
-    body, facts = "", {}
-    for i, (facts, texts) in enumerate(rows):
-        data = "".join(f' data-{key}="{text_of(value)}"' for key, value in facts.items())
-        body += f'<tr id="row-{i}"{data}>{"".join(f"<td>{text}</td>" for text in texts)}</tr>'
-    head = "".join(f"<th>{name}</th>" for name in names.split(" | "))
-    table = f'<table data-filters="{" ".join(facts)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f"<h1>{title}</h1><p>{lead}</p>{table if body else '<p>None yet.</p>'}"
-
-
 def findings_body(rows: list[dict]) -> str:
-    """All findings."""
+    """All findings, to be filtered."""
     meanings = "; ".join(f"{_verdict(name)} if {meaning}" for name, meaning in VERDICTS.items())
     lead = f"What was measured, beside the strongest fair control; the difference of the two decides: {meanings}."
     listed = []
@@ -194,27 +167,41 @@ def findings_body(rows: list[dict]) -> str:
         folded = f"<details><summary>{text_of(finding.effect)}</summary>{text_of(finding.measured)}</details>"
         facts = {"notebook": row["file"][:2], "verdict": row["verdict"]}
         listed.append((facts, (text_of(row["sentence"]), folded, page, _verdict(row["verdict"]))))
-    return list_body("All findings", lead, "finding | measured | notebook | verdict", listed)
+    return _list("All findings", lead, "finding | measured | notebook | verdict", listed)
 
 
 def library_body(rows: list[dict]) -> str:
-    """All entries of the library."""
+    """All entries of the library, to be filtered."""
     lead = (
         "What the model knows: the part that does it, the words it reads, the words it raises and those it lowers."
     )
     listed = []
     for row in rows:
         *texts, verdict = cells(row)
-        proofs = ((proof["sentence"], Finding.of(proof).measured, proof["notebook"]) for proof in row["evidence"])
-        told = "".join(
-            f"<li>{text_of(f'{sentence} {measured} ({notebook})')}</li>" for sentence, measured, notebook in proofs
+        told = (
+            f"{proof['sentence']} {Finding.of(proof).measured} ({proof['notebook']})" for proof in row["evidence"]
         )
-        evidence = f"<details><summary>{len(row['evidence'])}</summary><ul>{told}</ul></details>"
+        proofs = "".join(f"<li>{text_of(text)}</li>" for text in told)
+        evidence = f"<details><summary>{len(row['evidence'])}</summary><ul>{proofs}</ul></details>"
         facts = {"notebook": row["notebook"][:2], "kind": row["kind"], "verdict": verdict}
         listed.append((facts, (*map(text_of, texts), evidence, _verdict(verdict))))
-    return list_body(
+    return _list(
         "The library", lead, "what it knows | parts | reads | raises | lowers | evidence | verdict", listed
     )
+
+
+def _list(title: str, lead: str, names: str, rows: list[tuple[dict[str, str], Sequence[str]]]) -> str:
+    """A page of one table, with the facts of each row by which it can be filtered."""
+    body = ""
+    for i, (facts, texts) in enumerate(rows):
+        data = "".join(f' data-{key}="{text_of(value)}"' for key, value in facts.items())
+        body += f'<tr id="row-{i}"{data}>{"".join(f"<td>{text}</td>" for text in texts)}</tr>'
+    head, filters = (
+        "".join(f"<th>{name}</th>" for name in names.split(" | ")),
+        " ".join(rows[0][0]) if rows else "",
+    )
+    table = f'<table data-filters="{filters}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f"<h1>{title}</h1><p>{lead}</p>{table if rows else '<p>None yet.</p>'}"
 
 
 def _verdict(name: str) -> str:
