@@ -9,7 +9,6 @@ import pytest
 from conftest import REPORT, ROOT
 
 COUNT = "32"  # stories of each half: enough to run on, and quicker
-ELSEWHERE = ()  # openings of sentences that are not about the studied model, and hold whatever it is
 RUN = "import sys; from pathlib import Path; from helpers.report.pages import execute; execute(Path(sys.argv[1]))"
 
 
@@ -23,6 +22,6 @@ def test_on_the_random_twin_a_notebook_runs_through_and_no_finding_is_clear(note
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = tmp_path.rglob(f"findings/{notebook}.json")
     rows = json.loads(file.read_text(encoding="utf-8"))["findings"]
-    claims = [row for row in rows if not row["sentence"].startswith(ELSEWHERE)]
+    claims = [row for row in rows if not row.get("about")]  # the handwritten model is the same whatever is studied
     assert len(claims) >= 2
     assert [row["sentence"] for row in claims if row["verdict"] == "clear"] == []

@@ -1,6 +1,6 @@
 """Write a one-layer GPT-Neo by hand: every weight that is not zero belongs to a named rule.
 
-The numbers come from counts (`helpers.rebuild.tables`); nothing is trained. The result is a folder with a
+The numbers come from counts (`helpers.build.handwritten`); nothing is trained. The result is a folder with a
 config, weights and the embedded model's tokenizer, which `load_model` loads as any other.
 """
 
@@ -18,16 +18,87 @@ from transformers import GPTNeoConfig
 from helpers.core.files import WorkbookError, write_atomic, write_text
 from helpers.core.model import EMBEDDED_MODEL
 from helpers.core.stories import CLASSES
-from helpers.rebuild.counts import BACK, CODE, SHORT
+
+HEADS, D_HEAD, CONTEXT = 16, 72, 512
+D_MODEL = HEADS * D_HEAD
+SIZES = {
+    "answer": 256,  # what the rules want to say, before the MLP says it
+    "out": 256,  # what the unembedding reads; a token's own embedding stands here too, and has to be erased
+    "memory": 288,  # one direction a word: the word itself, and how much of the story so far was it
+    "before": 144,  # the word before: its code and its class
+    "code": 126,  # the current word, as the next position will need it
+    "class": 18,
+    "place": 16,
+    "line": 1,  # position, growing evenly
+    "quote mark": 1,
+    "quote turn": 1,  # +1 for a mark that opens, -1 for one that closes
+    "quoted": 1,  # +1 inside quotes, -1 outside
+    "topic weight": 1,
+    "share": 1,  # the log of a token's share of the text
+    "start": 1,  # the first position
+    "levels": 6,  # fill every embedding up to mean 0 and one length, so that the first LayerNorm changes nothing
+    "constant": 2,
+}
+DIMS: dict[str, slice] = {}
+for _name, _size in SIZES.items():
+    _start = max((part.stop for part in DIMS.values()), default=0)
+    DIMS[_name] = slice(_start, _start + _size)
+
+WORDS_BACK = {"two back": 2, "three back": 3, "four back": 4}
+MEMORY_HEADS = 4
+FOCUS = 5.0  # weight of a frequency in a score; the right distance leads every other by 18
+OWN = 2.0  # a memory word's own direction in its embedding
+FULL = 0.1  # share of a memory head's words from which on a word counts as fully remembered
+SINK = 0.5  # weight of the first position for a head of words, where a word counts 1
+SHARP = 8.0  # slope of a neuron that asks for two things at once
+BOTH = 1.6  # its threshold: one thing gives 1, both give 2
+MEMORY_SLOPE = 100.0  # slope of a memory neuron
+UNIT = 20.0  # the unigram's scale between embedding and final bias
+FREQUENCIES = (0.287, 1.088, 1.534, 1.723, 2.204, 2.324, 2.564, 2.573)  # no two distances look alike
+# how much of its table each rule is given, chosen on explore stories
+STRENGTH = {
+    "current word": 0.92, "word before": 0.92, "two back": 0.83, "three back": 0.64, "four back": 0.55,
+    "classes": 0.83, "pairs": 0.46, "quotes": 0.64, "topic": 0.09, "memory": 1.0, "spelling": 0.92, "speech": 1.0,
+}  # fmt: skip
+RULES = tuple(STRENGTH)
+FIRST = RULES[:10]  # the rules of the first version; the others were found missing in it
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """The weights by their names in transformers, and what was planted: each head's and each neuron's rule."""
+    """The weights by their names in transformers, how many of them are not zero, and what was planted: each head's and
+    each neuron's rule."""
 
     weights: dict[str, Tensor]
+    used: int
     head_rules: list[str]
     neuron_rules: list[str]
+
+
+def write(tables: dict[str, Tensor], rules: Iterable[str] = RULES) -> Written:
+    """All weights of the handwritten model, with the given rules alone.
+
+    Raises:
+        WorkbookError: a rule is unknown.
+    """
+    rules = list(rules)
+    if unknown := [rule for rule in rules if rule not in RULES]:
+        raise WorkbookError(f"No rule named {unknown[0]!r}: choose from {', '.join(RULES)}.")
+    scales = Scales.of(tables)
+    rows = embedding(tables, scales, rules)
+    place = positions(rows.pow(2).sum(1).max().item())
+    constant = place[0, DIMS["constant"].start].item()
+    heads = before_heads() + further_heads(tables, scales, constant)
+    neurons = [voices(tables, scales, rules), memory_neurons(tables), class_neurons(tables, scales)]
+    neurons += [pair_neurons(tables, scales, rows), quote_neurons(tables, scales, rows)]
+    neurons += [speech_neurons(tables, scales)]
+    neurons = [part for part in neurons if part.rule in {*rules, "current word"}]
+    weights = {"wte.weight": rows, "wpe.weight": place} | norms(scales)
+    weights |= attention(heads, rules) | mlp(neurons)
+    planted = [rule for part in neurons for rule in [part.rule] * len(part.bias)]
+    named = _kept(rules, [head.rule for head in heads]) + ["none"] * (HEADS - len(heads))
+    used = sum(int(weight.count_nonzero()) for weight in weights.values())
+    return Written({f"transformer.{name}": w for name, w in weights.items()}, used, named, planted)
 
 
 def _kept(rules: list[str], named: list[str]) -> list[str]:
@@ -60,8 +131,35 @@ def save(written: Written, folder: str | Path) -> Path:
     return folder
 
 
-WORDS_BACK = dict(zip(("two back", "three back", "four back"), BACK, strict=True))
-MEMORY_HEADS = 4
+def put(name: str, values: Float[Tensor, "n size"]) -> Float[Tensor, "n d_model"]:
+    """Rows of the residual stream that hold `values` in a named part and nothing elsewhere."""
+    rows = torch.zeros(len(values), D_MODEL)
+    rows[:, DIMS[name]] = values
+    return rows
+
+
+def basis() -> Float[Tensor, "rank answer"]:
+    """Orthonormal rows, one fewer than the answer has directions, each with sum 0: what is written in them does not
+    feel the mean that a LayerNorm takes away. (A Householder reflection without its first row.)"""
+    n = SIZES["answer"]
+    across = torch.full((n,), n**-0.5)
+    across[0] -= 1.0
+    return (torch.eye(n) - 2 * torch.outer(across, across) / (across @ across))[1:]
+
+
+def level(rows: Float[Tensor, "n d_model"], first: int) -> Float[Tensor, "n d_model"]:
+    """Rows of one length and of mean 0, by three directions of `levels`, the `first` of them given."""
+    place, rows = DIMS["levels"].start + first, rows.clone()
+    rows[:, place] = -rows.sum(1)
+    length = rows.pow(2).sum(1)
+    rows[:, place + 1] = ((length.max() - length) / 2).sqrt()
+    rows[:, place + 2] = -rows[:, place + 1]
+    return rows
+
+
+def gelu(x: float) -> float:
+    """GPT-Neo's activation function at one number."""
+    return torch.nn.functional.gelu(torch.tensor(x), approximate="tanh").item()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +183,45 @@ def norms(scales: Scales) -> dict[str, Tensor]:
     gain[DIMS["out"]], gain[DIMS["memory"]], bias[DIMS["share"]] = scales.out * scales.answer, UNIT / OWN, UNIT
     weights = {"ln_f.weight": gain, "ln_f.bias": bias}
     return weights | {f"h.0.ln_{i}.{kind}": w for i in (1, 2) for kind, w in (("weight", one), ("bias", zero))}
+
+
+def embedding(
+    tables: dict[str, Tensor], scales: Scales, rules: Iterable[str] = RULES
+) -> Float[Tensor, "v d_model"]:
+    """The rows of all tokens (tied: the unembedding reads the same). The answer holds the token's own erasure."""
+    count = len(tables["out"])
+    own = tables["out"] @ basis() / scales.out
+    said = tables["answer"] @ basis() / scales.answer * (STRENGTH["current word"] * ("current word" in rules))
+    if "spelling" in rules:
+        said[tables["rare"]] += tables["spelling"] @ basis() / scales.answer * STRENGTH["spelling"]
+    rows = put("answer", said - own) + put("out", own) + put("code", tables["before codes"] / scales.code)
+    kind = (
+        torch.nn.functional.one_hot(tables["classes"].clamp(min=0), len(CLASSES))
+        * (tables["classes"] >= 0)[:, None]
+    )
+    rows += put("class", kind.float()) + put("share", tables["log share"][:, None] / UNIT)
+    if "memory" in rules:
+        rows[tables["memory words"], torch.arange(count)[: len(tables["memory words"])] + DIMS["memory"].start] = (
+            OWN
+        )
+    turn = torch.zeros(count, 1)
+    turn[tables["opens"]], turn[tables["closes"]] = 1.0, -1.0
+    turn[0] = -1.0
+    rows += put("quote turn", turn) + put("quote mark", turn.abs())
+    heavy = tables["topic weight"].clamp(min=1e-4).log()[:, None]
+    rows += put("topic weight", (heavy / 10 + 1).clamp(min=0))
+    rows[0, DIMS["start"]] = 1.0
+    return level(rows, 0)
+
+
+def positions(rest: float) -> Float[Tensor, "context d_model"]:
+    """Place codes, an even line, and a constant so large that LayerNorms divide by one; `rest`: the embeddings' squared
+    length."""
+    p = torch.arange(CONTEXT)[:, None].float()
+    angle = p * torch.tensor(FREQUENCIES)
+    rows = level(put("place", torch.cat([angle.cos(), angle.sin()], 1)) + put("line", p / CONTEXT), 3)
+    size = ((D_MODEL - rest - rows[0].pow(2).sum().item()) / 2) ** 0.5
+    return rows + put("constant", torch.tensor([[size, -size]]).expand(CONTEXT, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +248,6 @@ def attention(heads: list[Head], rules: list[str]) -> dict[str, Tensor]:
     weights = {f"h.0.attn.attention.{n}_proj.weight": torch.cat(parts[n]) for n in ("q", "k", "v")}
     weights["h.0.attn.attention.out_proj.weight"] = torch.cat(parts["out"]).T
     return weights | {"h.0.attn.attention.out_proj.bias": torch.zeros(D_MODEL)}
-
-
-def positions(rest: float) -> Float[Tensor, "context d_model"]:
-    """Place codes, an even line, and a constant so large that LayerNorms divide by one; `rest`: the embeddings' squared
-    length."""
-    p = torch.arange(CONTEXT)[:, None].float()
-    angle = p * torch.tensor(FREQUENCIES)
-    rows = level(put("place", torch.cat([angle.cos(), angle.sin()], 1)) + put("line", p / CONTEXT), 3)
-    size = ((D_MODEL - rest - rows[0].pow(2).sum().item()) / 2) ** 0.5
-    return rows + put("constant", torch.tensor([[size, -size]]).expand(CONTEXT, 2))
 
 
 def look_back(steps: int) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, "d_model d_head"]]:
@@ -164,12 +291,12 @@ def before_heads() -> list[Head]:
 
 def reading(tables: dict[str, Tensor], scales: Scales, read: Float[Tensor, "sources short"]) -> Tensor:
     """Value weights that read a token's answer, unembedding and code from its embedding, as the tables are read."""
-    r, strength = tables["out"].shape[1], STRENGTH["current word"]
+    r, short, strength = tables["out"].shape[1], read.shape[1], STRENGTH["current word"]
     v = torch.zeros(D_MODEL, D_HEAD)
     answer, out, code = basis().T @ read[:r], basis().T @ read[r : 2 * r], read[2 * r :]
-    v[DIMS["answer"], :SHORT] = answer * scales.answer / strength
-    v[DIMS["out"], :SHORT] = answer * scales.answer / strength + out * scales.out
-    v[DIMS["code"], :SHORT] = code * scales.code
+    v[DIMS["answer"], :short] = answer * scales.answer / strength
+    v[DIMS["out"], :short] = answer * scales.answer / strength + out * scales.out
+    v[DIMS["code"], :short] = code * scales.code
     return v
 
 
@@ -178,14 +305,16 @@ def further_heads(tables: dict[str, Tensor], scales: Scales, constant: float) ->
     words that have a memory."""
     heads = []
     for rule, steps in WORDS_BACK.items():
-        o = torch.zeros(D_HEAD, D_MODEL)
-        o[:SHORT, DIMS["answer"]] = tables[f"{steps} back map"] @ basis() * STRENGTH[rule] / scales.answer
+        o, told = torch.zeros(D_HEAD, D_MODEL), tables[f"{steps} back map"]
+        o[: len(told), DIMS["answer"]] = told @ basis() * STRENGTH[rule] / scales.answer
         heads.append(Head(rule, *look_back(steps), reading(tables, scales, tables[f"{steps} back read"]), o))
     line, mark = DIMS["line"].start, DIMS["quote mark"].start
     latest = look_for({mark: 1200.0, line: 2.0 * CONTEXT}, constant)
     heads.append(Head("quotes", *latest, *carry(DIMS["quote turn"], DIMS["quoted"])))
     o = torch.zeros(D_HEAD, D_MODEL)
-    o[:SHORT, DIMS["answer"]] = tables["topic map"] @ basis() * STRENGTH["topic"] / scales.answer
+    o[: len(tables["topic map"]), DIMS["answer"]] = (
+        tables["topic map"] @ basis() * STRENGTH["topic"] / scales.answer
+    )
     bearing = look_for({DIMS["topic weight"].start: 10.0, DIMS["start"].start: 10.0}, constant)
     heads.append(Head("topic", *bearing, reading(tables, scales, tables["topic read"]), o))
     size = len(tables["memory words"]) // MEMORY_HEADS
@@ -198,145 +327,6 @@ def further_heads(tables: dict[str, Tensor], scales: Scales, constant: float) ->
         o[:size] *= full[h * size : (h + 1) * size, None] / FULL / OWN
         heads.append(Head("memory", *look_for(scores, constant), v, o))
     return heads
-
-
-def recognise(
-    rows: Float[Tensor, "v d_model"], parts: list[str], share: Float[Tensor, " v"], tokens: Tensor
-) -> Float[Tensor, "k d_model"]:
-    """Directions that give 1 on a token and as little as can be on all others, by their share of the text.
-
-    Whitening, as in linear discriminant analysis (Fisher, 1936).
-    """
-    kept = torch.zeros(rows.shape[1], dtype=torch.bool)
-    for name in parts:
-        kept[DIMS[name]] = True
-    e = rows[:, kept]
-    spread = (e * share[:, None]).T @ e + 1e-4 * torch.eye(e.shape[1])
-    found = torch.linalg.solve(spread, e[tokens].T).T
-    found = found / (found * e[tokens]).sum(1, keepdim=True).clamp(min=1e-6)  # a token without properties gets 0
-    directions = torch.zeros(len(tokens), rows.shape[1])
-    directions[:, kept] = found
-    return directions
-
-
-def class_pairs(tables: dict[str, Tensor]) -> tuple[Tensor, Tensor, Float[Tensor, "k rank"]]:
-    """The pairs of word classes that have something to say: class before, class here, and what is said."""
-    n = len(CLASSES)
-    says = tables["class pairs"].view(-1, n + 1, tables["class pairs"].shape[1])[1:, 1:]
-    first, second = (says.norm(dim=-1) > 0.1 * says.norm(dim=-1).max()).nonzero(as_tuple=True)
-    return first, second, says[first, second]
-
-
-HEADS, D_HEAD, CONTEXT = 16, 72, 512
-D_MODEL = HEADS * D_HEAD
-SIZES = {
-    "answer": 256,  # what the rules want to say, before the MLP says it
-    "out": 256,  # what the unembedding reads; a token's own embedding stands here too, and has to be erased
-    "memory": 288,  # one direction a word: the word itself, and how much of the story so far was it
-    "before": 144,  # the word before: its code and its class
-    "code": 126,  # the current word, as the next position will need it
-    "class": 18,
-    "place": 16,
-    "line": 1,  # position, growing evenly
-    "quote mark": 1,
-    "quote turn": 1,  # +1 for a mark that opens, -1 for one that closes
-    "quoted": 1,  # +1 inside quotes, -1 outside
-    "topic weight": 1,
-    "share": 1,  # the log of a token's share of the text
-    "start": 1,  # the first position
-    "levels": 6,  # fill every embedding up to mean 0 and one length, so that the first LayerNorm changes nothing
-    "constant": 2,
-}
-DIMS: dict[str, slice] = {}
-for _name, _size in SIZES.items():
-    _start = max((part.stop for part in DIMS.values()), default=0)
-    DIMS[_name] = slice(_start, _start + _size)
-
-FREQUENCIES = (
-    0.287,
-    1.088,
-    1.534,
-    1.723,
-    2.204,
-    2.324,
-    2.564,
-    2.573,
-)  # chosen so that no two distances look alike
-FOCUS = 5.0  # weight of a frequency in a score; the right distance leads every other by 18
-OWN = 2.0  # a memory word's own direction in its embedding
-FULL = 0.1  # share of a memory head's words from which on a word counts as fully remembered
-SINK = 0.5  # weight of the first position for a head of words, where a word counts 1
-SHARP = 8.0  # slope of a neuron that asks for two things at once
-BOTH = 1.6  # its threshold: one thing gives 1, both give 2
-MEMORY_SLOPE = 100.0  # slope of a memory neuron
-UNIT = 20.0  # the unigram's scale between embedding and final bias
-
-# how much of its table each rule is given, chosen on explore stories
-STRENGTH = {
-    "current word": 0.92, "word before": 0.92, "two back": 0.83, "three back": 0.64, "four back": 0.55,
-    "classes": 0.83, "pairs": 0.46, "quotes": 0.64, "topic": 0.09, "memory": 1.0, "spelling": 0.92, "speech": 1.0,
-}  # fmt: skip
-RULES = tuple(STRENGTH)
-
-
-def write(tables: dict[str, Tensor], rules: Iterable[str] = RULES) -> Written:
-    """All weights of the handwritten model, with the given rules alone.
-
-    Raises:
-        WorkbookError: a rule is unknown.
-    """
-    rules = list(rules)
-    if unknown := [rule for rule in rules if rule not in RULES]:
-        raise WorkbookError(f"No rule named {unknown[0]!r}: choose from {', '.join(RULES)}.")
-    scales = Scales.of(tables)
-    rows = embedding(tables, scales, rules)
-    place = positions(rows.pow(2).sum(1).max().item())
-    constant = place[0, DIMS["constant"].start].item()
-    heads = before_heads() + further_heads(tables, scales, constant)
-    neurons = [voices(tables, scales, rules), memory_neurons(tables), class_neurons(tables, scales)]
-    neurons += [pair_neurons(tables, scales, rows), quote_neurons(tables, scales, rows)]
-    neurons += [speech_neurons(tables, scales)]
-    neurons = [part for part in neurons if part.rule in {*rules, "current word"}]
-    weights = {"wte.weight": rows, "wpe.weight": place} | norms(scales)
-    weights |= attention(heads, rules) | mlp(neurons)
-    planted = [rule for part in neurons for rule in [part.rule] * len(part.bias)]
-    named = _kept(rules, [head.rule for head in heads]) + ["none"] * (HEADS - len(heads))
-    return Written({f"transformer.{name}": w for name, w in weights.items()}, named, planted)
-
-
-def prepare(folder: str | Path, tables: dict[str, Tensor], rules: Iterable[str] = RULES) -> tuple[Path, Written]:
-    """Write and save in one go."""
-    written = write(tables, rules)
-    return save(written, folder), written
-
-
-def embedding(
-    tables: dict[str, Tensor], scales: Scales, rules: Iterable[str] = RULES
-) -> Float[Tensor, "v d_model"]:
-    """The rows of all tokens (tied: the unembedding reads the same). The answer holds the token's own erasure."""
-    count = len(tables["out"])
-    own = tables["out"] @ basis() / scales.out
-    said = tables["answer"] @ basis() / scales.answer * (STRENGTH["current word"] * ("current word" in rules))
-    if "spelling" in rules:
-        said[tables["rare"]] += tables["spelling"] @ basis() / scales.answer * STRENGTH["spelling"]
-    rows = put("answer", said - own) + put("out", own) + put("code", tables["before codes"] / scales.code)
-    kind = (
-        torch.nn.functional.one_hot(tables["classes"].clamp(min=0), len(CLASSES))
-        * (tables["classes"] >= 0)[:, None]
-    )
-    rows += put("class", kind.float()) + put("share", tables["log share"][:, None] / UNIT)
-    if "memory" in rules:
-        rows[tables["memory words"], torch.arange(count)[: len(tables["memory words"])] + DIMS["memory"].start] = (
-            OWN
-        )
-    turn = torch.zeros(count, 1)
-    turn[tables["opens"]], turn[tables["closes"]] = 1.0, -1.0
-    turn[0] = -1.0
-    rows += put("quote turn", turn) + put("quote mark", turn.abs())
-    heavy = tables["topic weight"].clamp(min=1e-4).log()[:, None]
-    rows += put("topic weight", (heavy / 10 + 1).clamp(min=0))
-    rows[0, DIMS["start"]] = 1.0
-    return level(rows, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,6 +382,25 @@ def both(
     return Neurons(rule, SHARP * (one + other), bias, put("out", says @ basis() * STRENGTH[rule] / unit / loud))
 
 
+def recognise(
+    rows: Float[Tensor, "v d_model"], parts: list[str], share: Float[Tensor, " v"], tokens: Tensor
+) -> Float[Tensor, "k d_model"]:
+    """Directions that give 1 on a token and as little as can be on all others, by their share of the text.
+
+    Whitening, as in linear discriminant analysis (Fisher, 1936).
+    """
+    kept = torch.zeros(rows.shape[1], dtype=torch.bool)
+    for name in parts:
+        kept[DIMS[name]] = True
+    e = rows[:, kept]
+    spread = (e * share[:, None]).T @ e + 1e-4 * torch.eye(e.shape[1])
+    found = torch.linalg.solve(spread, e[tokens].T).T
+    found = found / (found * e[tokens]).sum(1, keepdim=True).clamp(min=1e-6)  # a token without properties gets 0
+    directions = torch.zeros(len(tokens), rows.shape[1])
+    directions[:, kept] = found
+    return directions
+
+
 def pair_neurons(tables: dict[str, Tensor], scales: Scales, rows: Float[Tensor, "v d_model"]) -> Neurons:
     """One neuron a pair of words: the word before is this one, the current word that one."""
     share = tables["log share"].exp()
@@ -402,12 +411,20 @@ def pair_neurons(tables: dict[str, Tensor], scales: Scales, rows: Float[Tensor, 
     return both("pairs", here, behind, tables["pair says"], scales.answer)
 
 
+def class_pairs(tables: dict[str, Tensor]) -> tuple[Tensor, Tensor, Float[Tensor, "k rank"]]:
+    """The pairs of word classes that have something to say: class before, class here, and what is said."""
+    n = len(CLASSES)
+    says = tables["class pairs"].view(-1, n + 1, tables["class pairs"].shape[1])[1:, 1:]
+    first, second = (says.norm(dim=-1) > 0.1 * says.norm(dim=-1).max()).nonzero(as_tuple=True)
+    return first, second, says[first, second]
+
+
 def class_neurons(tables: dict[str, Tensor], scales: Scales) -> Neurons:
     """One neuron a pair of word classes that has something to say: the class before, the class here."""
     first, second, says = class_pairs(tables)
     unit = torch.eye(len(CLASSES))
     behind = torch.zeros(len(first), D_MODEL)
-    start = DIMS["before"].start + CODE
+    start = DIMS["before"].start + SIZES["code"]
     behind[:, start : start + len(CLASSES)] = unit[first]
     return both("classes", put("class", unit[second]), behind, says, scales.answer)
 
@@ -427,37 +444,3 @@ def speech_neurons(tables: dict[str, Tensor], scales: Scales) -> Neurons:
     says = tables.get("speech", torch.zeros(2, tables["out"].shape[1])) @ basis()
     write = put("out", says * STRENGTH["speech"] / scales.answer / gelu(SHARP))
     return Neurons("speech", read, torch.zeros(2), write)
-
-
-FIRST = RULES[:10]  # the rules of the first version; the others were found missing in it
-
-
-def put(name: str, values: Float[Tensor, "n size"]) -> Float[Tensor, "n d_model"]:
-    """Rows of the residual stream that hold `values` in a named part and nothing elsewhere."""
-    rows = torch.zeros(len(values), D_MODEL)
-    rows[:, DIMS[name]] = values
-    return rows
-
-
-def basis() -> Float[Tensor, "rank answer"]:
-    """Orthonormal rows, one fewer than the answer has directions, each with sum 0: what is written in them does not
-    feel the mean that a LayerNorm takes away. (A Householder reflection without its first row.)"""
-    n = SIZES["answer"]
-    across = torch.full((n,), n**-0.5)
-    across[0] -= 1.0
-    return (torch.eye(n) - 2 * torch.outer(across, across) / (across @ across))[1:]
-
-
-def level(rows: Float[Tensor, "n d_model"], first: int) -> Float[Tensor, "n d_model"]:
-    """Rows of one length and of mean 0, by three directions of `levels`, the `first` of them given."""
-    place, rows = DIMS["levels"].start + first, rows.clone()
-    rows[:, place] = -rows.sum(1)
-    length = rows.pow(2).sum(1)
-    rows[:, place + 1] = ((length.max() - length) / 2).sqrt()
-    rows[:, place + 2] = -rows[:, place + 1]
-    return rows
-
-
-def gelu(x: float) -> float:
-    """GPT-Neo's activation function at one number."""
-    return torch.nn.functional.gelu(torch.tensor(x), approximate="tanh").item()

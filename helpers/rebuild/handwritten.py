@@ -1,0 +1,131 @@
+"""The handwritten model as one that is loaded and measured: its tables, its rules switched off, what it expects where."""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import safe_open
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.baselines import ngram_columns, recalled, with_memory
+from helpers.core.files import DATA, ROOT, WorkbookError, release
+from helpers.core.logits import logits_in_chunks, residual_losses
+from helpers.core.model import load_model
+from helpers.core.scan import Scan, walk
+from helpers.core.stories import Story
+from helpers.rebuild.scratch import RULES, Written, save, write
+
+TABLES = DATA / "handwritten" / "tables.safetensors"
+CONTEXT_TABLES = (  # what is said for a reason that is not the current word
+    "before codes", "class pairs", "pair says", "loud quoted", "topic map", "memory gain", "2 back map", "3 back map",
+    "4 back map",
+)  # fmt: skip
+MEMORY = 0.07  # of a trigram's probability, given to the words that the story has had: the best on explore stories
+REMEMBERS = "trigram that remembers the story"
+Tables = dict[str, Tensor]
+
+
+def load_tables(path: str | Path = TABLES) -> Tables:
+    """The tables that the rules are written from, as `helpers.build.handwritten` stored them.
+
+    Raises:
+        WorkbookError: there are none.
+    """
+    if not Path(path).is_file():
+        raise WorkbookError(
+            f"No tables at {path}: make them with python -m helpers.build.handwritten --data TEXT."
+        )
+    with safe_open(path, "pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    return {
+        name: table.float() * stored[f"{name} scale"] if table.dtype == torch.int8 else table
+        for name, table in stored.items()
+        if not name.endswith(" scale")
+    }
+
+
+def build(
+    tables: Tables, rules: Iterable[str] = RULES, name: str = "handwritten"
+) -> tuple[TransformerBridge, Written]:
+    """Write a model with the given rules into the cache folder and load it from there, as any other model is loaded.
+
+    What was planted comes with it, without the weights.
+    """
+    root = Path(os.environ.get("TINYSTORIES_CACHE") or ROOT / "cache")
+    written = write(tables, rules)
+    folder, written = save(written, root / name), dataclasses.replace(written, weights={})
+    release()  # models that are no longer used hold cycles
+    return load_model(folder), written
+
+
+def dealt(tables: Tables, names: Iterable[str] = CONTEXT_TABLES) -> Tables:
+    """The tables with the rows of some of them dealt at random among the rows: all of the machinery, and wrong words."""
+    generator = torch.Generator().manual_seed(0)
+    return tables | {name: tables[name][torch.randperm(len(tables[name]), generator=generator)] for name in names}
+
+
+@torch.inference_mode()
+def without_rules(scan: Scan, written: Written, off: Iterable[str]) -> Float[Tensor, "n d_model"]:
+    """The handwritten model's final residual stream with some rules switched off: a rule that has heads loses these (and
+    its neurons, which then have nothing to hear, stay), another one its neurons."""
+    off, model, block = set(off), scan.model, scan.model.blocks[0]
+    heads = [h for h, rule in enumerate(written.head_rules) if rule in off]
+    silent = torch.tensor([rule in off - {*written.head_rules} for rule in written.neuron_rules])
+    mid, fired = scan.resid_mid, scan.activations
+    if heads:
+        mid = mid - torch.einsum("nhd,hdm->nm", scan.z[:, heads], model.W_O[0][heads])
+        inputs = block.ln2(mid[None])[0] @ model.W_in[0] + model.b_in[0]
+        fired = torch.nn.functional.gelu(inputs, approximate="tanh")
+    return mid + (fired * ~silent) @ model.W_out[0] + model.b_out[0]
+
+
+def rung(
+    model: TransformerBridge,
+    stories: Iterable[Story],
+    written: Written | None = None,
+    off: dict[str, list[str]] | None = None,
+) -> dict[str, Tensor]:
+    """Every scored position of some stories: its story, next token, the n-grams' losses where they are stored, and `loss`;
+    and the losses with some rules of a handwritten model switched off, by the names of `off`."""
+    parts = []
+    for batch in walk(model, stories, 2048):
+        columns = {"story": batch.story, "target": batch.target, "loss": batch.losses} | ngram_columns(batch)
+        if "trigram" in columns:
+            columns[REMEMBERS] = with_memory(columns["trigram"], recalled(batch), MEMORY)
+        for name, rules in (off or {}).items():
+            columns[name] = residual_losses(model, without_rules(batch, written, rules), batch.target)
+        parts.append(columns)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def inside_quotes(scan: Scan, tables: Tables) -> Bool[Tensor, " n"]:
+    """Whether the latest quotation mark up to each position, in its story, opened a quotation."""
+    turn = torch.isin(scan.token, tables["opens"]).long() - torch.isin(scan.token, tables["closes"]).long()
+    last = torch.where(turn != 0, torch.arange(len(turn)), -1).cummax(0).values.clamp(min=0)
+    return (turn[last] > 0) & (scan.story[last] == scan.story)
+
+
+@torch.inference_mode()
+def came_and_expected(
+    scan: Scan, groups: Float[Tensor, "n group"]
+) -> tuple[Float[Tensor, "group v"], Float[Tensor, "group v"]]:
+    """How often each token comes next in each group of positions, and how often the scanned model expects it there."""
+    came, hoped = torch.zeros(2, groups.shape[1], scan.model.cfg.d_vocab)
+    for logits, target, group in logits_in_chunks(scan.model, scan.resid_post, scan.target, groups):
+        came.index_add_(1, target, group.T)
+        hoped += group.T @ logits.softmax(-1)
+    return came, hoped
+
+
+def speech_table(
+    came: Float[Tensor, "state v"], expected: Float[Tensor, "state v"], tables: Tables, prior: float = 10.0
+) -> Float[Tensor, "state rank"]:
+    """What has to be said outside (first row) and inside of quotes: the log of how often each token came there over how
+    often a model without the rule expected it, shrunk by `prior` counts."""
+    share = tables["log share"].exp()
+    wanted = ((came + prior) / (expected + prior)).log()
+    return ((wanted - (wanted * share).sum(1, keepdim=True)) * share) @ tables["out"]
