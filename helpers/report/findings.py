@@ -48,27 +48,17 @@ class Finding:
         return "clear" if low > self.least else "some"
 
     @property
-    def effect(self) -> str:
-        """The value with its interval and unit."""
-        return f"{_text(self.pair.value, self.digits)} {self.unit}"
-
-    @property
-    def control(self) -> str:
-        """What it was held against, and how that came out."""
-        rank = f", beats {self.pair.beaten} of {self.pair.tried}" if self.pair.tried > 1 else ""
-        return f"{self.pair.control_name}: {_text(self.pair.control, self.digits)}{rank}"
-
-    @property
     def measured(self) -> str:
         """Value, control, difference and what was asked, in one line."""
-        return (
-            f"{self.effect} on {self.split} text; {self.control}. Difference "
-            f"{_text(self.pair.difference, self.digits)}; it matters from {self.least:g} on ({self.why})."
+        value, control, gap = (
+            side.text(self.digits) if math.isfinite(side.mean) else "not measured"
+            for side in (self.pair.value, self.pair.control, self.pair.difference)
         )
-
-    @property
-    def _sides(self) -> dict[str, Estimate]:
-        return {name: getattr(self.pair, name) for name in ("value", "control", "difference")}
+        rank = f", beats {self.pair.beaten} of {self.pair.tried}" if self.pair.tried > 1 else ""
+        return (
+            f"{value} {self.unit} on {self.split} text; {self.pair.control_name}: {control}{rank}. Difference {gap}; "
+            f"it matters from {self.least:g} on ({self.why})."
+        )
 
     def _repr_html_(self) -> str:
         # the classes keep JupyterLab from reading two dollars as a formula
@@ -83,33 +73,25 @@ class Finding:
 
     def record(self) -> dict:
         """The finding as plain data, numbers rounded as printed; what could not be measured is null."""
-        numbers = {
-            name: [_rounded(end, self.digits) for end in dataclasses.astuple(side)]
-            for name, side in self._sides.items()
+        sides = {
+            name: dataclasses.astuple(getattr(self.pair, name)) for name in ("value", "control", "difference")
         }
-        facts = {name: getattr(self, name) for name in ("unit", "least", "why", "split", "digits", "verdict")}
-        rank = {"beaten": self.pair.beaten, "tried": self.pair.tried}
-        of_another = {"about": self.about} if self.about else {}
-        named = {"control_name": self.pair.control_name}
-        return {"sentence": self.sentence} | facts | numbers | named | rank | of_another
-
-    @classmethod
-    def of(cls, row: dict) -> "Finding":
-        """The finding that a record is of, with the record's rounding."""
-        sides = (
-            Estimate(*(math.nan if x is None else x for x in row[side]))
-            for side in ("value", "control", "difference")
+        numbers = {name: [_rounded(end, self.digits) for end in side] for name, side in sides.items()}
+        names = ("sentence", "unit", "least", "why", "split", "digits", "verdict", "measured")
+        rivals = {name: getattr(self.pair, name) for name in ("control_name", "beaten", "tried")}
+        return (
+            {n: getattr(self, n) for n in names} | numbers | rivals | ({"about": self.about} if self.about else {})
         )
-        pair = Comparison(*sides, row["control_name"], row["beaten"], row["tried"])
-        return cls(row["sentence"], pair, *(row[name] for name in ("unit", "least", "why", "split", "digits")))
 
 
 def _rounded(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
 
 
-def _text(measure: Estimate, digits: int) -> str:
-    return measure.text(digits) if math.isfinite(measure.mean) else "not measured"
+def said(row: dict, side: str) -> str:
+    """The value or the control of a record, as in "0.31 nats"."""
+    mean = row[side][0]
+    return "not measured" if mean is None else f"{mean:.{row['digits']}f} {row['unit']}"
 
 
 class Findings:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from helpers.core.files import WorkbookError
-from helpers.report.findings import Finding, read_findings
+from helpers.report.findings import read_findings, said
 from helpers.report.prose import plain
 
 BLOCK = re.compile(r"(<!--(losses|\d\d):?([^>]*?)-->\n?).*?(\n?<!--/\2-->)", re.DOTALL)
@@ -31,12 +31,10 @@ def measured(rows: list[dict], notebook: str, words: str) -> str:
     """
     found = [row for row in rows if row["file"].startswith(notebook) and words in row["sentence"]]
     if len(found) != 1:
-        raise WorkbookError(
-            f"{len(found)} findings of notebook {notebook} say “{words}”: the README needs one that does."
-        )
-    finding, verdict = Finding.of(found[0]), found[0]["verdict"]
-    value, control = (f"{side.mean:.{finding.digits}f}" for side in (finding.pair.value, finding.pair.control))
-    return f"*({verdict}: {value} {finding.unit}; {finding.pair.control_name}: {control})*"
+        raise WorkbookError(f"{len(found)} findings of notebook {notebook} say “{words}”: the README needs one.")
+    (row,) = found
+    control = said(row, "control").removesuffix(f" {row['unit']}")
+    return f"*({row['verdict']}: {said(row, 'value')}; {plain(row['control_name'])}: {control})*"
 
 
 def refresh(text: str, root: Path) -> str:
@@ -57,7 +55,5 @@ def for_model(text: str, about: dict[str, str] | None) -> str:
     if about is None:
         return text
     told = " on ".join(f"**{plain(value)}**" for value in about.values())
-    note = (
-        f"These pages were made with {told}: see [its findings](findings.html) and [its library](library.html).\n"
-    )
+    note = f"These pages were made with {told}: see its [findings](findings.html) and [library](library.html).\n"
     return OWN.sub(lambda _: note, text)

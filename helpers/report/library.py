@@ -44,18 +44,13 @@ class Entry:
     lowers: Sequence[str] = ()
 
     def __post_init__(self):
-        parts = (
-            self.parts
-            if not isinstance(self.parts, Parts)
-            else [f"{self.parts.kind} {i}" for i in self.parts.index.tolist()]
-        )
+        parts, own = self.parts, {"notebook": self.notebook}
+        if isinstance(parts, Parts):
+            parts = [f"{parts.kind} {i}" for i in parts.index.tolist()]
         plain = {"parts": [parts] if isinstance(parts, str) else list(parts)}
         for name in ("reads", "raises", "lowers"):
             plain[name] = side.split() if isinstance(side := getattr(self, name), str) else list(side)
-        own = {"notebook": self.notebook}
-        plain["evidence"] = [
-            row.record() | own if isinstance(row, Finding) else dict(row) for row in self.evidence
-        ]
+        plain["evidence"] = [e.record() | own if isinstance(e, Finding) else dict(e) for e in self.evidence]
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         wrong = ""

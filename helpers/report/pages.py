@@ -59,9 +59,8 @@ def execute_all(sources: list[Path], finished: Callable[[Path, nbformat.Notebook
     start, planned = time.monotonic(), 0.0
     for i, (path, notebook) in enumerate(zip(sources, stored, strict=True)):
         pace = (time.monotonic() - start) / planned if planned else 1.0  # of this machine
-        print(
-            f"{i + 1} of {len(sources)}: {path.name}; about {duration(pace * sum(expected[i:]))} to go", flush=True
-        )
+        left = duration(pace * sum(expected[i:]))
+        print(f"{i + 1} of {len(sources)}: {path.name}; about {left} to go", flush=True)
         cells = sum(cell.cell_type == "code" for cell in notebook.cells)
         with tqdm(total=cells, unit=" cells", leave=False, disable=None) as bar:
             finished(path, execute(path, done=bar.update))

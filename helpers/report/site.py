@@ -17,7 +17,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from helpers.core.files import write_text
-from helpers.report.findings import VERDICTS, Finding
+from helpers.report.findings import VERDICTS, said
 from helpers.report.library import cells
 
 SCRIPT = "circuitsvis-script"  # the id of the element by which a stored notebook loads the widgets' script
@@ -28,7 +28,7 @@ NO_SCRIPT = (
 TWIN = "An interactive twin of the figure above draws here where JavaScript is on."
 HEADINGS = ("h1", "h2", "h3")
 BLOCKS = ("td", "th", "li", "p", "br", "div", "pre", "details")  # words of two of them do not run together
-text_of = html.escape
+HERE, text_of = Path(__file__).parent, html.escape
 
 
 def write_pages(pages: Sequence[tuple[str, str, str]], note: str, out: Path) -> list[Path]:
@@ -41,8 +41,9 @@ def write_pages(pages: Sequence[tuple[str, str, str]], note: str, out: Path) -> 
         soup = BeautifulSoup(body, "html.parser")
         for old in soup.select("a.anchor-link"):
             old.decompose()
-        for heading in soup.find_all(HEADINGS):
-            heading["id"] = re.sub(r"\W+", "-", heading.get_text().strip()) or "section"
+        for i, heading in enumerate(soup.find_all(HEADINGS)):
+            name_of = re.sub(r"\W+", "-", heading.get_text()).strip("-") or "section"
+            heading["id"] = f"{name_of}-{i}" if soup.find(id=name_of) else name_of
         index += [[name, *section] for section in sections(soup)]
         listed = contents(soup)
         for heading in soup.find_all(HEADINGS[1:]):
@@ -63,9 +64,7 @@ def write_pages(pages: Sequence[tuple[str, str, str]], note: str, out: Path) -> 
             f'<header><nav aria-label="pages">{links}</nav><noscript>{NO_SCRIPT}</noscript></header>'
             f'<p class="made">{text_of(note)}</p><div class="page">{listed}<main>{soup}</main></div></body></html>\n',
         )
-    style, script = (
-        (Path(__file__).parent / f"pages.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
-    )
+    style, script = ((HERE / f"pages.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
     bundle = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
     rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in index)
@@ -86,11 +85,8 @@ def contents(soup: BeautifulSoup) -> str:
 
 def sections(soup: BeautifulSoup) -> list[list[str]]:
     """What the search finds on a page: [anchor, heading, text, code] of every section and of every row of a list."""
-    code = {
-        id(node)
-        for block in soup.select("details.code .highlight, pre code")
-        for node in block.find_all(string=True)
-    }
+    blocks = soup.select("details.code .highlight, pre code")
+    code = {id(node) for block in blocks for node in block.find_all(string=True)}
     found = [["", "", [], []]]
     for node in soup.descendants:
         if isinstance(node, Tag):
@@ -100,10 +96,9 @@ def sections(soup: BeautifulSoup) -> list[list[str]]:
             found.append([node["id"], heading.get_text(" ", strip=True), [], []])
         elif type(node) is NavigableString:  # no style, script or comment
             found[-1][3 if id(node) in code else 2].append(str(node))
-    joined = (
-        [anchor, title, *(" ".join("".join(part).split()) for part in rest)] for anchor, title, *rest in found
-    )
-    return [row for row in joined if row[2] or row[3]]
+    text = lambda parts: " ".join("".join(parts).split())  # noqa: E731
+    rows = ([anchor, title, text(of_text), text(of_code)] for anchor, title, of_text, of_code in found)
+    return [row for row in rows if row[2] or row[3]]
 
 
 def notebook_body(notebook: nbformat.NotebookNode) -> str:
@@ -163,8 +158,8 @@ def findings_body(rows: list[dict]) -> str:
     lead = f"What was measured, beside the strongest fair control; the difference of the two decides: {meanings}."
     listed = []
     for row in rows:
-        finding, page = Finding.of(row), f'<a href="{text_of(row["file"])}.html">{text_of(row["notebook"])}</a>'
-        folded = f"<details><summary>{text_of(finding.effect)}</summary>{text_of(finding.measured)}</details>"
+        page = f'<a href="{text_of(row["file"])}.html">{text_of(row["notebook"])}</a>'
+        folded = f"<details><summary>{text_of(said(row, 'value'))}</summary>{text_of(row['measured'])}</details>"
         facts = {"notebook": row["file"][:2], "verdict": row["verdict"]}
         listed.append((facts, (text_of(row["sentence"]), folded, page, _verdict(row["verdict"]))))
     return _list("All findings", lead, "finding | measured | notebook | verdict", listed)
@@ -172,22 +167,17 @@ def findings_body(rows: list[dict]) -> str:
 
 def library_body(rows: list[dict]) -> str:
     """All entries of the library, to be filtered."""
-    lead = (
-        "What the model knows: the part that does it, the words it reads, the words it raises and those it lowers."
-    )
+    lead = "What the model knows: the part that does it, the words that it reads, and those it raises and lowers."
     listed = []
     for row in rows:
         *texts, verdict = cells(row)
-        told = (
-            f"{proof['sentence']} {Finding.of(proof).measured} ({proof['notebook']})" for proof in row["evidence"]
-        )
+        told = (f"{proof['sentence']} {proof['measured']} ({proof['notebook']})" for proof in row["evidence"])
         proofs = "".join(f"<li>{text_of(text)}</li>" for text in told)
         evidence = f"<details><summary>{len(row['evidence'])}</summary><ul>{proofs}</ul></details>"
         facts = {"notebook": row["notebook"][:2], "kind": row["kind"], "verdict": verdict}
         listed.append((facts, (*map(text_of, texts), evidence, _verdict(verdict))))
-    return _list(
-        "The library", lead, "what it knows | parts | reads | raises | lowers | evidence | verdict", listed
-    )
+    names = "what it knows | parts | reads | raises | lowers | evidence | verdict"
+    return _list("The library", lead, names, listed)
 
 
 def _list(title: str, lead: str, names: str, rows: list[tuple[dict[str, str], Sequence[str]]]) -> str:
@@ -196,10 +186,8 @@ def _list(title: str, lead: str, names: str, rows: list[tuple[dict[str, str], Se
     for i, (facts, texts) in enumerate(rows):
         data = "".join(f' data-{key}="{text_of(value)}"' for key, value in facts.items())
         body += f'<tr id="row-{i}"{data}>{"".join(f"<td>{text}</td>" for text in texts)}</tr>'
-    head, filters = (
-        "".join(f"<th>{name}</th>" for name in names.split(" | ")),
-        " ".join(rows[0][0]) if rows else "",
-    )
+    head = "".join(f"<th>{name}</th>" for name in names.split(" | "))
+    filters = " ".join(rows[0][0]) if rows else ""
     table = f'<table data-filters="{filters}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f"<h1>{title}</h1><p>{lead}</p>{table if rows else '<p>None yet.</p>'}"
 
