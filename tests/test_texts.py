@@ -184,6 +184,16 @@ def story_split(text: str) -> str:
     return Story(text).split
 
 
+def test_a_storys_whitespace_is_the_same_from_every_form(tmp_path):
+    paragraphs = ["One cat sat.\n\nIt  slept. ", "Two dogs ran.\r\n\r\nThey\tbarked.\n"]
+    rows = [{"text": text} for text in paragraphs]
+    found = {
+        tuple(stream_texts(write_form(tmp_path / name, rows))) for name in ("x.jsonl", "x.json", "x.csv", "saved")
+    }
+    found.add(tuple(stream_texts(written(tmp_path / "x.txt", "<|endoftext|>".join(paragraphs)))))
+    assert found == {("One cat sat.\nIt slept.", "Two dogs ran.\nThey barked.")}
+
+
 @pytest.mark.parametrize("name", ["x.md", "x.zip", "x", "x.docx", "x.jsonl.bz2"])
 def test_a_form_that_is_not_read_is_told_which_are(name, tmp_path):
     message = refusal(written(tmp_path / name, '{"text": "One cat sat."}\n'))

@@ -271,6 +271,7 @@ def test_every_command_ends_a_mistake_in_one_line(name, tmp_path):
     assert "Traceback" not in ended.stderr and len(lines) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_and_ends_with_the_weights_of_an_undisturbed_one(command):
     start, folder = command
     checkpoint, finished = folder / "killed/work/checkpoint.safetensors", folder / "killed/model.safetensors"
