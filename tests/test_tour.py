@@ -54,6 +54,8 @@ def test_token_surprise_spells_the_text_and_is_the_models_loss(model):
     )
     expected = torch.nn.functional.cross_entropy(model(ids)[0, :-1], ids[0, 1:], reduction="none")
     torch.testing.assert_close(losses, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(WorkbookError, match="type the beginning of a story"):
+        token_surprise(model, " ")
 
 
 def test_stories_that_the_tour_cannot_use_get_one_clear_line(stories):

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.core.files import WorkbookError
 from helpers.core.logits import residual_losses
 from helpers.core.scan import Scan, Streams, walk
 from helpers.core.stories import Story
@@ -104,7 +105,13 @@ POSITIONS = bin_names(POSITION_EDGES, "")[:-1]
 
 @torch.inference_mode()
 def token_surprise(model: TransformerBridge, text: str) -> tuple[list[str], Float[Tensor, " token"]]:
-    """The tokens of a text, as they stand in it, and the loss in nats at each."""
+    """The tokens of a text, as they stand in it, and the loss in nats at each.
+
+    Raises:
+        WorkbookError: the text is empty.
+    """
+    if not text.strip():
+        raise WorkbookError("The text is empty: type the beginning of a story.")
     batch = next(walk(model, [Story(text)]))
     pieces = [text[a:b] for a, b in batch.encoded[0].spans[1:].tolist()]
     return pieces, batch.losses
