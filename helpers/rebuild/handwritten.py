@@ -59,7 +59,9 @@ def build(
     written = write(tables, rules)
     folder, written = save(written, root / name), dataclasses.replace(written, weights={})
     release()  # models that are no longer used hold cycles
-    return load_model(folder), written
+    model = load_model(folder)
+    release()
+    return model, written
 
 
 def dealt(tables: Tables, names: Iterable[str] = CONTEXT_TABLES) -> Tables:
