@@ -146,7 +146,7 @@ class Scan:
 
     def walk(self, positions: int = 8192, edits: Edits | None = None) -> Iterator["Scan"]:
         """Stream the same stories through the model again, for what is not held."""
-        yield from walk(self.model, [encoded.story for encoded in self.encoded], positions, edits)
+        yield from walk(self.model, self.encoded, positions, edits)
 
     def next_tags(self, kind: str, names: list[str]) -> Int[Tensor, " n"]:
         """Number in `names` of each next token's tag (`universal` or `penn`), or -1."""
@@ -196,16 +196,20 @@ def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edit
 
 
 def walk(
-    model: TransformerBridge, stories: Iterable[Story], positions: int = 8192, edits: Edits | None = None
+    model: TransformerBridge,
+    stories: Iterable[Story | EncodedStory],
+    positions: int = 8192,
+    edits: Edits | None = None,
 ) -> Iterator[Scan]:
-    """Stream stories through the model in batches of at most about `positions` padded positions.
+    """Stream stories (or stories that this model's tokenizer has encoded) through the model in batches of at most about
+    `positions` padded positions.
 
     Memory does not grow with the number of stories. Stories of a batch need not be neighbours: `Scan.story` numbers
     them. `edits`: as `run_streams` has them.
     """
     numbered = enumerate(stories)
     while pool := list(islice(numbered, POOL)):
-        encoded = [(i, encode_story(story, model.tokenizer, model.cfg.n_ctx)) for i, story in pool]
+        encoded = [(i, _encoded(model, story)) for i, story in pool]
         encoded.sort(key=lambda pair: len(pair[1].tokens))
         part: list[tuple[int, EncodedStory]] = []
         for pair in encoded:
@@ -214,6 +218,10 @@ def walk(
                 part = []
             part.append(pair)
         yield _batch(model, part, edits)
+
+
+def _encoded(model: TransformerBridge, story: Story | EncodedStory) -> EncodedStory:
+    return story if isinstance(story, EncodedStory) else encode_story(story, model.tokenizer, model.cfg.n_ctx)
 
 
 HOLD = ("resid_mid", "mlp_post", "z")

@@ -38,7 +38,8 @@ def head_card(scan: Scan, head: int) -> Card:
         sides = head_words(model, head, numbers[word], onward)
         words.append((word.strip("␣"), *([decode(t).strip("␣") for t in side] for side in sides)))
     lost = costs(scan, heads([head], scan))
-    pieces = [missed(scan, head, i) for i in best_places(scan, lost)]
+    chance = (-scan.losses).exp() * (1 - (-lost).exp())  # that the next word loses
+    pieces = [missed(scan, head, i) for i in best_places(scan, chance)]
     return Card(head, {"class": classes[:8], "distance in tokens": distances}, words, pieces, lost.mean().item())
 
 

@@ -7,6 +7,7 @@ head is given the output that it would have had.)
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,7 +53,10 @@ def stream(
     stream(confirm, measure, where=tagged("PROPN").comes_next)
     """
     columns: dict[str, list[Tensor]] = {}
-    for batch, _ in placed(scan, where):
+    batches = (batch for batch, _ in placed(scan, where))
+    if not at_positions(scan, where).any():
+        batches = (batch.at(torch.arange(0)) for batch in islice(scan.walk(), 1))  # the columns, with no row
+    for batch in batches:
         for name, values in measure(batch).items():
             columns.setdefault(name, []).append(values)
     return {name: torch.cat(parts) for name, parts in columns.items()}

@@ -1,14 +1,12 @@
 """Pieces of story: a text that ends where a next word is called back, and what the model says without the message."""
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from helpers.core.scan import Scan, walk
-from helpers.heads.changes import loss, stream
 
 LONGEST = 60  # tokens of a piece
 
@@ -34,7 +32,7 @@ def at_place(scan: Scan, i: int) -> Scan:
     """One position of a scan as a batch of one story, with all that the layer computed."""
     numbers = list(dict.fromkeys((scan.whole or scan).story.tolist()))
     encoded = scan.encoded[numbers.index(int(scan.story[i]))]
-    return next(walk(scan.model, [encoded.story])).at(scan.pos[i : i + 1])
+    return next(walk(scan.model, [encoded])).at(scan.pos[i : i + 1])
 
 
 def best_places(scan: Scan, values: Float[Tensor, " n"], count: int = 3) -> list[int]:
@@ -51,7 +49,7 @@ def best_places(scan: Scan, values: Float[Tensor, " n"], count: int = 3) -> list
 
 
 @torch.inference_mode()
-def piece(batch: Scan, values: Float[Tensor, " key"], changed: Float[Tensor, "1 d_model"], most: int = 4) -> Piece:
+def piece(batch: Scan, values: Float[Tensor, " key"], changed: Float[Tensor, "1 d_model"], most: int = 3) -> Piece:
     """The piece of a batch of one position; `changed`: its final residual stream without the message."""
     model, p = batch.model, int(batch.pos[0])
     decode = lambda token: model.tokenizer.decode([int(token)])  # noqa: E731
@@ -63,20 +61,3 @@ def piece(batch: Scan, values: Float[Tensor, " key"], changed: Float[Tensor, "1 
     tokens = [decode(t) for t in batch.encoded[0].tokens[1 : p + 1].tolist()]
     shown = values[1 : p + 1].tolist()
     return Piece(tokens, shown, decode(target), chance[target].item(), without[target].item(), *sides)
-
-
-def told(
-    scan: Scan,
-    where: Bool[Tensor, " n"],
-    without: Callable[[Scan], Float[Tensor, "n d_model"]],
-    colours: Callable[[Scan], Float[Tensor, " key"]],
-    count: int = 3,
-) -> list[Piece]:
-    """The pieces whose next word loses most probability without a message, each from another story.
-
-    without: a batch's final residual streams without it. colours: a value for each token of a batch of one position.
-    """
-    lost = stream(scan, lambda batch: {"": (-batch.losses).exp() - (-loss(batch, without(batch))).exp()}, where)
-    here = scan.at(where)
-    batches = (at_place(here, i) for i in best_places(here, lost[""], count)) if lost else ()
-    return [piece(batch, colours(batch), without(batch)) for batch in batches]

@@ -1,5 +1,7 @@
 """Which earlier words call for the next one: names and nouns said before, the mark that opened the speech, a gender."""
 
+import functools
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -76,6 +78,7 @@ def other_gender(scan: Scan) -> Int[Tensor, " n"]:
     return every if scan.whole is None else every[scan.chosen]
 
 
+@functools.lru_cache(512)  # a story held by a scan stays the same object
 def story_sources(encoded: EncodedStory) -> tuple[Int[Tensor, " pos"], Bool[Tensor, "pos pos"]]:
     """The kind (number in KINDS, -1 for none) of each position's next token, and the positions of its sources.
 
