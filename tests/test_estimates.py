@@ -11,7 +11,6 @@ from helpers.core.estimates import (
     bootstrap,
     difference,
     jackknife,
-    proportion,
     smallest,
 )
 
@@ -134,10 +133,3 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     found = jackknife(left, values.mean().item())
     error = values.std().item() / 6**0.5
     assert (found.high - found.low) / 2 == pytest.approx(stats.t.ppf(0.975, 5) * error, rel=1e-4)
-
-
-def test_the_interval_of_a_share_is_the_published_one():
-    found = proportion(12, 16)  # Clopper and Pearson's limits
-    assert (found.mean, found.low, found.high) == pytest.approx((0.75, 0.476, 0.927), abs=2e-3)
-    assert proportion(0, 10).low == 0 and proportion(0, 10).high == pytest.approx(0.308, abs=2e-3)
-    assert proportion(10, 10).high == 1 and proportion(10, 10).low == pytest.approx(0.692, abs=2e-3)

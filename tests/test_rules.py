@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from helpers.core.scan import decoder, gather
+from helpers.core.scan import decoder
 from helpers.core.stories import CLASSES
 from helpers.neurons.predicates import LEVELS, Wording, coded_slots, group_slot, lemma_names, word_groups
 from helpers.neurons.rule_fitting import LEAST_COUNT, Fitter, Slots, propose
@@ -17,11 +17,6 @@ from helpers.neurons.rules import (
     explained,
     predictions,
 )
-
-
-@pytest.fixture(scope="module")
-def halves(model, stories):
-    return gather(model, stories[:30])[0], gather(model, stories[30:60])[0]
 
 
 @pytest.fixture(scope="module")

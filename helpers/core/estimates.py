@@ -180,10 +180,3 @@ def jackknife(values: list[float], whole: float) -> Estimate:
 def smallest(*parts: Estimate) -> Estimate:
     """The smallest of several measures, with the interval that reaches lowest: all of them are at least as large."""
     return Estimate(*(min(getattr(part, end) for part in parts) for end in ("mean", "low", "high")))
-
-
-def proportion(hits: int, tried: int) -> Estimate:
-    """A share of independent trials with its exact 95 % interval (Clopper & Pearson, 1934)."""
-
-    interval = stats.binomtest(hits, tried).proportion_ci(0.95, "exact")
-    return Estimate(hits / tried, interval.low, interval.high)

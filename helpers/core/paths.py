@@ -37,17 +37,6 @@ def mlp_write(model: TransformerBridge, resid_mid: Float[Tensor, "n d_model"]) -
     return model.blocks[0].mlp(model.blocks[0].ln2(resid_mid[None]))[0]
 
 
-def mean_writes(model: TransformerBridge, batches) -> dict[str, Float[Tensor, " d_model"]]:
-    """Mean write of every path over all scored positions of a walk: what mean ablation puts in its place."""
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for batch in batches:
-        for name, write in paths(model, batch.streams).items():
-            sums[name] = sums.get(name, 0) + batch.flat(write).double().sum(0)
-        count += len(batch.target)
-    return {name: (total / count).float() for name, total in sums.items()}
-
-
 @torch.inference_mode()
 def route_costs(
     batch: Scan, means: dict[str, Float[Tensor, " d_model"]], blind: dict[str, Scan]
@@ -101,12 +90,3 @@ def token_surprise(model: TransformerBridge, text: str) -> tuple[list[str], Floa
     batch = next(walk(model, [Story(text)]))
     pieces = [text[a:b] for a, b in batch.encoded[0].spans[1:].tolist()]
     return pieces, batch.losses
-
-
-def text_loss(model: TransformerBridge, texts: list[str]) -> float:
-    """Mean loss in nats a token of some texts."""
-    total, count = 0.0, 0
-    for batch in walk(model, (Story(text) for text in texts if text.strip())):
-        total += batch.losses.sum().item()
-        count += len(batch.target)
-    return total / max(1, count)

@@ -275,11 +275,3 @@ def _batch(model: TransformerBridge, part: list[tuple[int, EncodedStory]], edits
 def decoder(tokenizer) -> Callable[[int], str]:
     """A function that turns a token id into text fit for a table: ␣ for a blank, ⏎ for a line break, ¦ for a bar."""
     return lambda token: tokenizer.decode([token]).replace(" ", "␣").replace("\n", "⏎").replace("|", "¦")
-
-
-def gather(
-    model: TransformerBridge, stories: Iterable[Story], neurons: slice = slice(None), positions: int = 8192
-):
-    """A scan taken apart (contexts, activations, final residual streams): going, use `scan`."""
-    found = scan(model, stories, positions=positions)
-    return found.context, found.activations[:, neurons], found.resid_post

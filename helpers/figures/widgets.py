@@ -92,23 +92,6 @@ def coloured_tokens(tokens: list[str], values: Float[Tensor, " pos"]) -> Widget:
     return circuitsvis("ColoredTokens", tokens, values=values, minValue=-limit, maxValue=limit, **room)
 
 
-def coloured_tokens_multi(tokens: list[str], values: Float[Tensor, "pos label"], labels: list[str]) -> Widget:
-    """Tokens coloured by several values each, a line a label, all on one scale; one line is open at a time.
-
-    Drawn without a script: CircuitsVis's own leaves 20 empty pixels a label and asks for bounds.
-    """
-    limit, lines = max(float(values.abs().max()), 1e-9), []
-    name = "cm-" + hashlib.sha256(repr((tokens, labels, values.tolist())).encode()).hexdigest()[:12]
-    for i, (label, column) in enumerate(zip(labels, values.T.tolist(), strict=True)):
-        lines += [f'<details name="{name}"{"" if i else " open"}><summary>{html.escape(label)}</summary>']
-        for token, value in zip(tokens, column, strict=True):
-            colour = f"rgba({'179,54,90' if value < 0 else '27,108,168'},{abs(value) / limit:.2f})"
-            shown = html.escape(token).replace("\n", "⏎").replace(" ", "&nbsp;")
-            lines += [f'<span title="{value:.3f}" style="background:{colour}">{shown}</span><wbr>']
-        lines += ["</details>"]
-    return Widget("".join(lines), f"The same tokens coloured by each of: {', '.join(labels)}")
-
-
 def attention_heads(tokens: list[str], patterns: Float[Tensor, "head query key"], names: list[str] = ()) -> Widget:
     """Attention patterns, a small map a head over the text; the pointer on a map or a token shows where it looks."""
     labels = list(names) or [f"head {h}" for h in range(len(patterns))]

@@ -20,8 +20,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.logits import layernorm_scale, residual_losses
-from helpers.core.scan import Scan, scan
-from helpers.core.stories import Story
+from helpers.core.scan import Scan
 
 SMALL_VARIANCE = 0.02  # nats squared: above it a change is computed exactly
 SMALL_CHANGE = 3.0  # nats: likewise, for its largest entry
@@ -132,12 +131,3 @@ def honest_effects(
             logits = model(tokens)[row, scan.pos]
         columns.append(torch.nn.functional.cross_entropy(logits, scan.target, reduction="none") - before)
     return torch.stack(columns, 1)
-
-
-def effects_by_class(model: TransformerBridge, stories: Iterable[Story], means: Tensor, names: list[str]):
-    """`mean_effects` over some stories and by class of the next token; going, use `mean_effects`."""
-    found = scan(model, stories, hold=["resid_mid", "mlp_post"])
-    group = found.next_tags("universal", names)
-    by_class, counts = mean_effects(found, means, group), torch.bincount(group[group >= 0], minlength=len(names))
-    by_class = torch.nn.functional.pad(by_class, (0, len(names) - by_class.shape[1]))
-    return by_class @ (counts / counts.sum()), by_class, counts.float()
