@@ -77,10 +77,3 @@ def test_next_tags_are_those_of_the_token_that_comes_next(model, stories):
 @pytest.mark.parametrize("text, end", [("One. Two.", 4), ("Oh! No.", 3), ("no end", 6), ("“Why?” he said.", 5)])
 def test_the_opening_ends_with_the_first_sentence(text, end):
     assert opening_end(text) == end
-
-
-def test_the_opening_is_marked_by_position(model):
-    batch = next(walk(model, [Story("A cat sat. It ran.")]))
-    spelt = [model.tokenizer.decode([t]) for t in batch.target.tolist()]
-    opening = "".join(piece for piece, inside in zip(spelt, batch.in_opening().tolist(), strict=True) if inside)
-    assert opening == "A cat sat."

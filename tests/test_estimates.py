@@ -5,25 +5,15 @@ import torch
 from scipy import stats
 
 from helpers.core.estimates import (
-    CLUSTERS,
     Estimate,
-    StoryTable,
     bootstrap,
     difference,
     jackknife,
-    smallest,
 )
 
 STORY = torch.tensor([0, 0, 0, 1, 2])
 VALUES = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0])
 GROUP = torch.tensor([0, 1, 1, -1, 0])
-
-
-@pytest.fixture
-def table() -> StoryTable:
-    table = StoryTable({"kind": ["a", "b"]})
-    table.add(STORY, {"x": VALUES, "y": VALUES * 2}, {"kind": GROUP})
-    return table
 
 
 def test_means_over_all_positions_and_within_groups(table):
@@ -44,28 +34,6 @@ def test_an_estimate_is_the_mean_with_an_interval_around_it(table):
     assert table.estimate("x", grouping="kind", group=1).mean == 2.5
 
 
-def test_adding_in_parts_and_merging_give_the_same_table(table):
-    parts = [StoryTable({"kind": ["a", "b"]}) for _ in range(2)]
-    for part, rows in zip(parts, (slice(0, 2), slice(2, 5)), strict=True):
-        part.add(STORY[rows], {"x": VALUES[rows], "y": VALUES[rows] * 2}, {"kind": GROUP[rows]})
-    parts[0].merge(parts[1])
-    assert parts[0].estimate("x") == table.estimate("x")
-    assert parts[0].means("y", "kind").tolist() == table.means("y", "kind").tolist()
-
-
-def test_an_empty_table_takes_over_what_is_merged_into_it(table):
-    empty = StoryTable({"kind": ["a", "b"]})
-    empty.merge(table)
-    assert empty.estimate("x") == table.estimate("x")
-
-
-def test_a_table_does_not_grow_with_the_corpus():
-    table = StoryTable()
-    table.add(torch.arange(10 * CLUSTERS), {"x": torch.ones(10 * CLUSTERS)})
-    assert table.sums["x", "all"].shape == (CLUSTERS, 1)
-    assert table.counts["all"].sum() == 10 * CLUSTERS
-
-
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     generator = torch.Generator().manual_seed(0)
     covered = 0
@@ -83,16 +51,6 @@ def test_the_interval_of_many_stories_is_the_normal_one():
     assert (found.high - found.low) / (values.std().item() / 1000**0.5) == pytest.approx(2 * 1.96, rel=0.06)
 
 
-def test_positions_of_one_story_do_not_count_as_independent():
-    """Twenty stories of 100 equal positions each: the interval is as wide as that of twenty values."""
-    means = torch.randn(20, generator=torch.Generator().manual_seed(1))
-    table = StoryTable()
-    table.add(torch.arange(20).repeat_interleave(100), {"x": means.repeat_interleave(100)})
-    found = table.estimate("x")
-    standard_error = means.std().item() / 20**0.5
-    assert 0.8 * 2 * 1.96 < (found.high - found.low) / standard_error < 1.2 * 2 * 1.96
-
-
 def test_the_bootstrap_is_seeded():
     sums, counts = torch.rand(30, dtype=torch.double), torch.ones(30, dtype=torch.double)
     assert bootstrap(sums, counts) == bootstrap(sums, counts) != bootstrap(sums, counts, seed=1)
@@ -104,15 +62,6 @@ def test_the_interval_of_a_constant_has_no_width():
     assert (found.mean, found.low, found.high) == (3.0, 3.0, 3.0)
 
 
-def test_a_group_that_most_stories_lack_still_has_a_finite_interval():
-    table = StoryTable({"rare": ["a"]})
-    group = torch.where(torch.arange(50) < 2, 0, -1)
-    table.add(torch.arange(50), {"x": torch.arange(50.0)}, {"rare": group})
-    found = table.estimate("x", grouping="rare")
-    assert found.mean == 0.5
-    assert 0 <= found.low <= found.high <= 1
-
-
 def test_estimates_print_rounded():
     assert Estimate(0.314, 0.276, 0.344).text() == "0.31 (0.28 to 0.34)"
     assert Estimate(0.314, -0.276, 0.344).text(1, sign=True) == "+0.3 (-0.3 to +0.3)"
@@ -121,10 +70,6 @@ def test_estimates_print_rounded():
 def test_a_difference_is_less_sure_than_its_parts():
     found = difference(Estimate(0.3, 0.27, 0.33), Estimate(0.1, 0.06, 0.14))
     assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.15, 0.25))
-
-
-def test_the_smallest_of_several_decides():
-    assert smallest(Estimate(0.3, 0.1, 0.5), Estimate(0.2, 0.15, 0.25)) == Estimate(0.2, 0.1, 0.25)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():

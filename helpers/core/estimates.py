@@ -88,62 +88,6 @@ def story_sums(
     return sums[counts > 0], counts[counts > 0]
 
 
-class StoryTable:
-    """Per-story sums of named columns, within the groups of named groupings ("all" is always there)."""
-
-    def __init__(self, groupings: dict[str, list[str]] | None = None):
-        self.groupings = {"all": ["all"], **(groupings or {})}
-        self.counts = {
-            name: torch.zeros(CLUSTERS, len(groups), dtype=torch.double) for name, groups in self.groupings.items()
-        }
-        self.sums: dict[tuple[str, str], Tensor] = {}
-
-    def add(
-        self,
-        story: Int[Tensor, " n"],
-        columns: dict[str, Float[Tensor, " n"]],
-        groups: dict[str, Int[Tensor, " n"]] | None = None,
-    ) -> None:
-        """Add positions: their story's number, their values, and their group in each grouping (-1: in none of it)."""
-        cluster = story % CLUSTERS
-        for name, group in {"all": torch.zeros_like(story), **(groups or {})}.items():
-            width, kept = len(self.groupings[name]), group >= 0
-            cell = cluster[kept] * width + group[kept]
-            self.counts[name].view(-1).index_add_(0, cell, torch.ones(len(cell), dtype=torch.double))
-            for column, values in columns.items():
-                total = self.sums.setdefault((column, name), torch.zeros_like(self.counts[name]))
-                total.view(-1).index_add_(0, cell, values[kept].double())
-
-    def merge(self, other: "StoryTable") -> None:
-        """Add the sums of another part of the corpus whose stories are numbered on from this part's."""
-        for name, counts in other.counts.items():
-            self.counts[name] += counts
-        for key, sums in other.sums.items():
-            self.sums[key] = self.sums.get(key, 0) + sums
-
-    def means(self, column: str, grouping: str = "all") -> Float[Tensor, " groups"]:
-        """Mean of a column in each group, over positions."""
-        return self.sums[column, grouping].sum(0) / self.counts[grouping].sum(0)
-
-    def share(self, grouping: str) -> Float[Tensor, " groups"]:
-        """Share of all positions that each group holds."""
-        return self.counts[grouping].sum(0) / self.counts["all"].sum()
-
-    def estimate(
-        self, column: str, minus: str | None = None, grouping: str = "all", group: int = 0, draws: int = 1000
-    ) -> Estimate:
-        """Mean of a column (or of its difference from another), with a bootstrap interval over stories.
-
-        Source: the percentile bootstrap of a ratio of sums, resampling whole stories (Efron & Tibshirani, 1993).
-        """
-        sums = self.sums[column, grouping][:, group]
-        if minus is not None:
-            sums = sums - self.sums[minus, grouping][:, group]
-        counts = self.counts[grouping][:, group]
-        here = self.counts["all"][:, 0] > 0
-        return bootstrap(sums[here], counts[here], draws)
-
-
 def bootstrap(
     sums: Float[Tensor, " clusters"], counts: Float[Tensor, " clusters"], draws: int = 1000, seed: int = 0
 ) -> Estimate:
@@ -175,8 +119,3 @@ def jackknife(values: list[float], whole: float) -> Estimate:
     error = ((len(found) - 1) / len(found) * ((found - found.mean()) ** 2).sum()).sqrt().item()
     reach = float(stats.t.ppf(0.975, len(found) - 1)) * error
     return Estimate(whole, whole - reach, whole + reach)
-
-
-def smallest(*parts: Estimate) -> Estimate:
-    """The smallest of several measures, with the interval that reaches lowest: all of them are at least as large."""
-    return Estimate(*(min(getattr(part, end) for part in parts) for end in ("mean", "low", "high")))

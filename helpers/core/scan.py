@@ -14,7 +14,7 @@ from helpers.core.contexts import Contexts, contexts
 from helpers.core.files import WorkbookError
 from helpers.core.logits import residual_losses
 from helpers.core.model import one_layer
-from helpers.core.stories import EncodedStory, Story, encode_story, opening_end
+from helpers.core.stories import EncodedStory, Story, encode_story
 
 POOL = 64  # stories sorted by length together, so that little of a batch is padding
 ACTIVATIONS = (
@@ -153,12 +153,6 @@ class Scan:
         number = {name: i for i, name in enumerate(names)}
         tags = [number.get(tag, -1) for story in self.encoded for tag in getattr(story, kind)[1:]]
         return self._own(torch.tensor(tags, dtype=torch.long))
-
-    def in_opening(self) -> Int[Tensor, " n"]:
-        """1 where the next token belongs to the story's first sentence, else 0."""
-        return self._own(
-            torch.cat([(story.spans[1:, 0] < opening_end(story.story.text)).long() for story in self.encoded])
-        )
 
     def lemmas(self, ahead: bool = False) -> list[str]:
         """Dictionary form of the word at each position, or of the next token's word; "" for none.

@@ -201,8 +201,7 @@ NEAR, FAR = (
     0.25,
 )  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
 LARGER = 1.64  # times the deviation of the mean of equally many random tokens: 95 % of such means are below
-CORRELATION = 0.15  # over tokens, for the two kinds that are read off a correlation
-CLASSWISE, ERASING, FOLLOWING = "word class after word class", "erasing the current token", "word after word"
+CLASSWISE = "word class after word class"
 
 
 def contrast(
@@ -371,33 +370,3 @@ def needed(kinds: Kinds, name: str, scan: Scan, where: tuple[Tensor, Tensor], mo
     best = {int(here.story[i]): int(rows[0][i]) for i in reversed(order)}  # of each story its largest
     best = [int(rows[0][i]) for i in order if best[int(here.story[i])] == int(rows[0][i])]
     return Needed(pair, estimate(costs(there, members), there.story), best)
-
-
-def correlations(
-    model: TransformerBridge, token: Int[Tensor, " n"], activations: Float[Tensor, "n neuron"], least: int = 5
-) -> Float[Tensor, " neuron"]:
-    """Correlation over tokens between a neuron's mean activation where a token stands and its write on that token.
-
-    With the current token in `token`: whether it supports or erases what it fires on. With the next token: whether
-    it supports what comes next.
-    """
-    tokens, inverse, counts = torch.unique(token, return_inverse=True, return_counts=True)
-    kept = counts >= least
-    means = torch.zeros(len(tokens), activations.shape[1]).index_add_(0, inverse, activations) / counts[:, None]
-    rows = []
-    for part in torch.arange(model.cfg.d_mlp).split(256):
-        a, b = means[kept][:, part].T, logit_writes(model, part)[:, tokens[kept]]
-        a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-        rows.append((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12))
-    return torch.cat(rows)
-
-
-def margins(
-    effects: dict[str, Effects], erasing: Tensor, following: Tensor, lookup: Bool[Tensor, " neuron"]
-) -> dict[str, Float[Tensor, " neuron"]]:
-    """Every kind's margin (at least 1 for a member). erasing, following: `correlations` with the current and the next
-    token. lookup: whether single words (here or before) explain most of what is explained of a neuron."""
-    found = {name: effect.margin for name, effect in effects.items()}
-    found[ERASING] = -erasing / CORRELATION
-    found[FOLLOWING] = torch.where(lookup, following / CORRELATION, -torch.inf)
-    return found
