@@ -15,7 +15,7 @@ from helpers.core.estimates import compare, estimate
 from helpers.core.files import WorkbookError, results_folder
 from helpers.core.model import load_model
 from helpers.core.parts import ablate
-from helpers.core.sampling import own_stories, sample
+from helpers.core.sampling import sample
 from helpers.core.scan import scan, walk
 from helpers.core.stories import load_stories, stream_stories
 from helpers.core.words import family, tagged, words
@@ -31,7 +31,7 @@ from helpers.core.parts import heads, neurons  # isort: skip  (last: the rooms o
 
 __all__ = [
     "Findings", "WorkbookError", "ablate", "circuit_graph", "compare", "estimate", "family", "find_heads",
-    "find_neurons", "heads", "load_model", "load_stories", "look", "matched_sets", "neurons", "own_stories",
+    "find_neurons", "heads", "load_model", "load_stories", "look", "matched_sets", "neurons",
     "read_findings", "read_ledger", "results_folder", "sample", "scan", "search", "show_head", "show_neuron", "steer",
     "stream_stories", "tagged", "walk", "words",
 ]  # fmt: skip

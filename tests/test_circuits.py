@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.core.logits import layernorm_scale, path_logits, residual_losses
+from helpers.core.logits import layernorm_scale, path_logits, residual_losses, target_logits
 from helpers.core.parts import costs, heads, neurons
-from helpers.core.paths import head_writes, paths, route_costs
+from helpers.core.paths import head_writes, mean_writes, paths, route_costs
 from helpers.core.scan import run_streams, scan, walk
 
 
@@ -23,6 +23,12 @@ def tokens(batch):
 @pytest.fixture(scope="module")
 def other(model, stories):
     return scan(model, stories[4:10])
+
+
+@pytest.fixture(scope="module")
+def means(model, stories):
+    found = mean_writes(model, walk(model, stories[4:10]))
+    return found | {"heads": sum(found[f"head {h}"] for h in range(8))}
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +69,27 @@ def test_path_logits_and_the_bias_sum_to_the_logits(model, batch, tokens):
     assert far(batch.flat(total), batch.flat(model(tokens))) < 1e-4
 
 
+def test_target_logits_are_the_path_logits_of_the_targets(model, batch):
+    scale = layernorm_scale(model, batch.flat(batch.streams.resid_post))
+    for write in paths(model, batch.streams).values():
+        gathered = path_logits(model, batch.flat(write), scale).gather(1, batch.target[:, None])[:, 0]
+        assert far(target_logits(model, batch.flat(write), scale, batch.target), gathered) < 1e-4
+
+
 def test_residual_losses_are_the_models_own_whatever_the_chunk(model, batch, tokens):
     residual = batch.flat(batch.streams.resid_post)
     losses = residual_losses(model, residual, batch.target)
     assert far(losses, honest_losses(model, batch, tokens)) < 1e-4
     for chunk_bytes in (1, 4 * 4096 * 7, 2**40):
         assert far(residual_losses(model, residual, batch.target, chunk_bytes), losses) < 1e-4
+
+
+def test_mean_writes_are_means_over_scored_positions(model, stories):
+    found = mean_writes(model, walk(model, stories[:3], positions=300))
+    batches = list(walk(model, stories[:3]))
+    for name, mean in found.items():
+        rows = torch.cat([batch.flat(paths(model, batch.streams)[name]) for batch in batches])
+        assert far(mean, rows.mean(0)) < 1e-4
 
 
 @pytest.mark.parametrize("by", ["mean", "zero"])

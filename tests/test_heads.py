@@ -6,7 +6,7 @@ import torch
 from helpers import WorkbookError, find_heads, heads, look, neurons, scan, tagged, words
 from helpers.core.scan import run_streams, walk
 from helpers.core.stories import Story, Word, encode_story
-from helpers.heads import changes, sources, to_neurons
+from helpers.heads import changes, scores, sources, to_neurons
 from helpers.heads.changes import hear, hidden, loss, stream
 from helpers.heads.sources import KINDS, kinds_of
 
@@ -91,6 +91,13 @@ def test_an_exchange_heard_through_all_heads_is_the_other_text_at_the_same_words
     torch.testing.assert_close(change.sum(1)[same], expected[same], atol=1e-3, rtol=1e-3)
 
 
+def test_log_odds_are_differences_of_log_probabilities(model, batch):
+    one, two = batch.target, (batch.target + 1) % 4096
+    logits = model.unembed(model.ln_final(batch.resid_post[None]))[0].log_softmax(-1)
+    expected = (logits.gather(1, one[:, None]) - logits.gather(1, two[:, None]))[:, 0]
+    torch.testing.assert_close(changes.log_odds(batch, batch.resid_post, one, two), expected, atol=1e-3, rtol=1e-3)
+
+
 def test_elsewhere_draws_as_many_free_positions(batch):
     mask = changes.source_mask(batch, sources.sources)
     drawn = changes.elsewhere(batch, sources.sources)
@@ -133,6 +140,19 @@ def test_looking_adds_attention_up(held, batch):
 def test_looking_says_what_it_does_not_know(held, head, where, by, message):
     with pytest.raises(WorkbookError, match=message):
         look(held, head, where, by)
+
+
+def test_the_four_parts_of_the_scores_make_the_pattern(model, held, batch):
+    sides, mean_token = scores.token_and_position(model, batch.streams), scores.mean_token_side(held)
+    parts = scores.score_parts(model, sides, mean_token)
+    assert tuple(parts) == scores.PARTS
+    made = scores.causal_softmax(sum(parts.values()))
+    torch.testing.assert_close(made, batch.streams.pattern, atol=1e-4, rtol=0)
+    simpler = scores.simpler_patterns(batch, mean_token, torch.Generator().manual_seed(0))
+    for pattern in simpler.values():
+        torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:3]), atol=1e-4, rtol=0)
+    overlaps = [scores.overlap(pattern, batch.streams.pattern).mean().item() for pattern in simpler.values()]
+    assert overlaps[0] < overlaps[1] < overlaps[3] and overlaps[2] < overlaps[3]
 
 
 def test_every_next_word_has_its_kind_and_its_sources(model, tagged_story):

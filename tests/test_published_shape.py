@@ -100,9 +100,8 @@ def test_a_text_is_spelled_and_every_token_of_it_has_its_surprise(results):
     assert all(math.isfinite(loss) and loss > 0 for loss in results["surprise"])
 
 
-def test_it_writes_five_tokens_and_has_a_fingerprint(results):
+def test_it_writes_five_tokens(results):
     assert results["sampled"] >= 1
-    assert len(results["fingerprint"]) == 12
 
 
 def test_it_all_fits_into_4_gib(results):

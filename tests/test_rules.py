@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from helpers.core.scan import decoder
+from helpers.core.scan import decoder, scan
 from helpers.core.stories import CLASSES
 from helpers.neurons.predicates import LEVELS, Wording, coded_slots, group_slot, lemma_names, word_groups
 from helpers.neurons.rule_fitting import LEAST_COUNT, Fitter, Slots, propose
@@ -17,6 +17,11 @@ from helpers.neurons.rules import (
     explained,
     predictions,
 )
+
+
+@pytest.fixture(scope="module")
+def halves(model, stories):
+    return scan(model, stories[:30]).context, scan(model, stories[30:60]).context
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from helpers import WorkbookError, load_model, own_stories, sample
-from helpers.core.sampling import Draw, fingerprint
+from helpers import WorkbookError, sample
+from helpers.core.sampling import Draw
 
 
 def test_the_same_seed_writes_the_same_text_and_another_seed_another(model):
@@ -105,52 +105,3 @@ def test_successive_draws_differ_and_are_seeded():
     first, second = draw(None, scores), draw(None, scores)
     assert not torch.equal(first, second)
     assert torch.equal(again(None, scores), first)
-
-
-def test_own_stories_are_made_once_and_then_read(tiny, tmp_path, monkeypatch):
-    made = own_stories(tiny, tokens=2000, cache=tmp_path)
-    (path,) = tmp_path.iterdir()
-    assert len(made) > 10 and all(story.text.strip() and story.words == () for story in made)
-    assert len({story.id for story in made}) == len(made)
-    monkeypatch.setattr("helpers.core.sampling.sample", lambda *_, **__: pytest.fail("sampled again"))
-    before = path.stat().st_mtime_ns
-    assert own_stories(tiny, tokens=2000, cache=tmp_path) == made
-    assert path.stat().st_mtime_ns == before
-
-
-@pytest.mark.parametrize("kept", ["one line", "half", "nothing"])
-def test_a_cache_that_was_cut_is_made_again(tiny, tmp_path, kept):
-    made = own_stories(tiny, tokens=2000, cache=tmp_path)
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
-    path.write_bytes(
-        {"one line": whole[: whole.index(b"\n") + 1], "half": whole[: len(whole) // 2], "nothing": b""}[kept]
-    )
-    assert own_stories(tiny, tokens=2000, cache=tmp_path) == made
-    assert path.read_bytes() == whole
-
-
-def test_the_cache_stands_where_the_environment_says(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("TINYSTORIES_CACHE", str(tmp_path / "elsewhere"))
-    own_stories(tiny, tokens=500)
-    assert len(list((tmp_path / "elsewhere").iterdir())) == 1
-
-
-def test_each_model_seed_and_size_has_a_cache_of_its_own(tiny, tmp_path):
-    for seed, tokens in ((0, 500), (1, 500), (0, 600)):
-        own_stories(tiny, tokens=tokens, seed=seed, cache=tmp_path)
-    texts = {path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    assert len(list(tmp_path.iterdir())) == 3
-    assert len(texts) >= 2
-
-
-def test_the_fingerprint_changes_with_the_weights_and_only_with_them(tiny, tiny_folder, model, twin):
-    assert fingerprint(load_model(tiny_folder)) == fingerprint(tiny)
-    assert len({fingerprint(found) for found in (tiny, model, twin)}) == 3
-    changed = load_model(tiny_folder)
-    with torch.no_grad():
-        changed.original_model.transformer.ln_f.bias[0] += 1e-3
-    assert fingerprint(changed) != fingerprint(tiny)
-    other = load_model(tiny_folder)
-    other.original_model.config.num_heads = 2
-    assert fingerprint(other) != fingerprint(tiny)

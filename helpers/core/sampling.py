@@ -1,20 +1,14 @@
 """Stories that the loaded model writes itself: seeded samples, and a cached corpus of them."""
 
-import hashlib
-import json
-import os
 from itertools import dropwhile
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from helpers.core.files import ROOT, WorkbookError, write_json_lines
-from helpers.core.stories import Story, load_stories
+from helpers.core.files import WorkbookError
 
 
 def sample(
@@ -88,48 +82,3 @@ def _generate(
         max_new_tokens=tokens,
         **marks,
     )
-
-
-def own_stories(
-    model: TransformerBridge, tokens: int = 300_000, seed: int = 0, cache: str | Path | None = None
-) -> list[Story]:
-    """About `tokens` tokens of stories sampled from the model, made once and cached: bulk text for exploring.
-
-    The cache (by default the folder of the environment variable TINYSTORIES_CACHE, else `cache` in the project)
-    knows the model by its weights; one that was cut off is made again. The stories are untagged, and nothing is
-    confirmed on them.
-    """
-    folder = Path(cache or os.environ.get("TINYSTORIES_CACHE") or ROOT / "cache").expanduser()
-    path = folder / f"own-stories-{fingerprint(model)}-{tokens}-{seed}.jsonl"
-    if not _is_whole(path):
-        texts: list[str] = []
-        with tqdm(total=tokens, unit="tok", unit_scale=True, desc="the model's own stories") as bar:
-            while bar.n < tokens:
-                drawn = [text.strip() for text in sample(model, count=256, seed=seed * 100_003 + len(texts))]
-                texts += [text for text in drawn if text]
-                bar.update(
-                    sum(len(ids) for ids in model.tokenizer(drawn, add_special_tokens=False)["input_ids"])
-                    or tokens
-                )
-        rows = ({"text": text, "id": f"own-{i:05}", "of": len(texts)} for i, text in enumerate(texts))
-        write_json_lines(path, rows)
-    return load_stories(path)
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file of own stories is there with as many stories as it says."""
-    try:
-        *_, last = lines = path.read_text(encoding="utf-8").strip("\n").split("\n")
-        return json.loads(last)["of"] == len(lines)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def fingerprint(model: TransformerBridge) -> str:
-    """Twelve hexadecimal digits that change with the model's weights, its shape or its vocabulary."""
-    config = model.original_model.config
-    shape = [config.num_heads, config.attention_types, config.window_size, model.cfg.n_ctx]
-    digest = hashlib.sha256(str([shape, *sorted(model.tokenizer.get_vocab().items())]).encode())
-    for parameter in model.original_model.parameters():
-        digest.update(parameter.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:12]
