@@ -118,6 +118,12 @@ class Scan:
         return self.activations.mean(0)
 
     @functools.cached_property
+    def deviations(self) -> Float[Tensor, " neuron"]:
+        """Standard deviation of every neuron's activation."""
+        squares = sum((part - self.means).square().sum(0) for part in self.activations.split(2048))
+        return (squares / max(1, len(self) - 1)).sqrt()
+
+    @functools.cached_property
     def context(self) -> Contexts:
         """The readable variables of each position.
 

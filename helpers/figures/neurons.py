@@ -19,7 +19,7 @@ BANDS = (
     (0.3, 0.6),
     (0.05, 0.3),
 )  # parts of a neuron's range, of its maximum, that examples are drawn from
-OFTEN = 5  # occurrences that a word needs to be shown on a card
+OFTEN, LITTLE = 5, 0.02  # occurrences, and nats, that a word needs to be shown on a card as missing the neuron
 
 
 class Card(Titled):
@@ -56,17 +56,14 @@ def show_neuron(scan: Scan, number: int) -> Figure:
     if not 0 <= number < count:
         raise WorkbookError(f"No neuron {number}: the model's neurons are 0 to {count - 1}.")
     write, word = logit_writes(scan.model, torch.tensor([number]))[0], decoder(scan.model.tokenizer)
-    says = {
-        word(i): float(write[i])
-        for up in (True, False)
-        for i in write.topk(8, largest=up).indices.tolist()[:: 1 if up else -1]
-    }
+    order = write.argsort(descending=True).tolist()
+    says = {word(i): float(write[i]) for i in order[:8] + order[-8:]}
     lost = costs(scan, neurons([number], scan))
     total = torch.zeros(scan.model.cfg.d_vocab).index_add_(0, scan.target, lost)
     often = torch.bincount(scan.target, minlength=len(total))
     total[often < OFTEN] = 0
     chosen = [*total.topk(6).indices.tolist(), *total.topk(3, largest=False).indices.tolist()[::-1]]
-    needs = {word(i): float(total[i] / often[i]) for i in chosen if total[i]}
+    needs = {word(i): float(total[i] / often[i]) for i in chosen if abs(total[i]) >= LITTLE * often[i] > 0}
     return _draw_card(number, examples(scan, number), says, needs, float(lost.mean()))
 
 
@@ -106,7 +103,8 @@ def _draw_card(
     grid = figure.add_gridspec(2, 2, width_ratios=[2.6, 1], height_ratios=[16, 10])
     axis = figure.add_subplot(grid[:, 0])
     axis.axis("off")
-    axis.set(xlim=(-5, 72), ylim=(len(shown) - 0.4, -0.8), title="Fires here, from loud to quiet")
+    axis.set(xlim=(-5, 72), ylim=(len(shown) - 0.4, -0.8))
+    axis.set_title("Fires here, from loud to quiet", fontsize=9.5, loc="left")
     loudest = max((example.value for example in shown), default=1.0)
     letter = {"family": "monospace", "fontsize": 8, "va": "center"}
     for y, example in enumerate(shown):
@@ -125,7 +123,7 @@ def _draw_card(
         axis.tick_params(axis="x", labelsize=7.5)
         axis.axvline(0, color=COLOURS["ink"], lw=0.6)
         axis.invert_yaxis()
-        axis.set_title(title, fontsize=9.5)
+        axis.set_title(title, fontsize=9.5, loc="left")
         axis.set_xlabel(("logit, for each unit of activation", "nats")[place], fontsize=8)
     figure.suptitle(
         f"Neuron {number} (removed, it costs {cost:+.4f} nats a token)", fontsize=11, x=0.01, ha="left"
@@ -143,22 +141,25 @@ def _text(number: int, shown: list[Example], says: dict[str, float], needs: dict
 
 
 def neuron_map(found: Found, twin: Found, names: tuple[str, str], title: str, labels: dict[int, str]) -> Figure:
-    """All neurons by what they read and write (standard deviations), those found marked and some of them labelled, over
-    the neurons of the random twin; names: of the two axes."""
-    figure, (axis,) = new_axes(8.5, 4.6)
+    """All neurons by what they read and write (standard deviations), those found marked and some of them labelled at the
+    right, over the neurons of the random twin; names: of the two axes."""
+    figure, (axis,) = new_axes(9.5, 4.6)
     axis.scatter(
         twin.reading, twin.writing, s=6, color=COLOURS["control"], lw=0, alpha=0.5, label="the random twin's"
     )
     axis.scatter(found.reading, found.writing, s=7, color=COLOURS["baseline"], lw=0, label="all neurons")
     x, y = found.reading[found.index], found.writing[found.index]
-    axis.scatter(x, y, s=22, color=COLOURS["accent"], lw=0, label="found: both at least one half")
-    for number, label in labels.items():
+    axis.scatter(x, y, s=22, color=COLOURS["accent"], lw=0, label="found: at least one half on both sides")
+    side, height = float(found.reading.max()), torch.inf
+    step = float(found.writing.max() - found.writing.min()) / 18
+    for number in sorted(labels, key=lambda j: -float(found.writing[j])):
+        height = min(height - step, float(found.writing[number]))
         place = (float(found.reading[number]), float(found.writing[number]))
-        axis.annotate(label, place, xytext=(5, 3), textcoords="offset points", fontsize=8)
+        line = {"arrowstyle": "-", "lw": 0.5, "color": "#888888"}
+        axis.annotate(labels[number], place, (side * 1.12, height), fontsize=8.5, va="center", arrowprops=line)
     axis.axhline(0, color="#999999", lw=0.6)
     axis.axvline(0, color="#999999", lw=0.6)
-    axis.set(title=title, xlabel=names[0], ylabel=names[1])
-    axis.margins(x=0.12)
+    axis.set(title=title, xlabel=names[0], ylabel=names[1], xlim=(None, side * 1.6))
     axis.legend(frameon=False, fontsize=8.5, loc="lower right")
     return figure
 

@@ -23,7 +23,7 @@ from helpers.core.logits import layernorm_scale, residual_losses
 from helpers.core.scan import Scan, scan
 from helpers.core.stories import Story
 
-SMALL_VARIANCE = 0.01  # nats squared: above it a change is computed exactly
+SMALL_VARIANCE = 0.02  # nats squared: above it a change is computed exactly
 SMALL_CHANGE = 3.0  # nats: likewise, for its largest entry
 
 

@@ -17,6 +17,7 @@ from helpers.neurons.writes import group_effect, logit_writes
 
 LEAST = 0.5  # effect size (standard deviations) that membership asks of each side
 Alike = Literal["size", "reading", "writing"]
+Marks = Callable[[Scan], Bool[Tensor, " n"]]
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -24,11 +25,23 @@ class Found(Parts):
     """Neurons that `find_neurons` found, and the effect sizes of all of the model's neurons by which it did.
 
     reading, writing: of every neuron, on the side that was asked for (else None); `least` is what each side asked.
+    reads, raises: methods that mark where they should be loud, and where a word that they should raise comes next.
     """
 
     reading: Float[Tensor, " neuron"] | None = None
     writing: Float[Tensor, " neuron"] | None = None
     least: float = LEAST
+    reads: Marks | None = None
+    raises: Marks | None = None
+
+    def own_words(self, scan: Scan) -> Bool[Tensor, " n"]:
+        """Where these neurons should be needed: they read what stands here, and one of their words comes next (where
+        they were found by words that they lower: none of these).
+
+            ablate(confirm, found, where=found.own_words)
+        """
+        sides = [side(scan) for side in (self.reads, self.raises) if side is not None]
+        return torch.stack(sides).all(0)
 
 
 def read_effects(scan: Scan, where: Bool[Tensor, " n"]) -> Float[Tensor, " neuron"]:
@@ -36,7 +49,7 @@ def read_effects(scan: Scan, where: Bool[Tensor, " n"]) -> Float[Tensor, " neuro
     values, here = scan.activations, int(where.sum())
     inside = where.float() @ values
     outside = (scan.means * len(values) - inside) / max(1, len(values) - here)
-    return (inside / max(1, here) - outside) / values.std(0).clamp(min=1e-9) * (here > 0)
+    return (inside / max(1, here) - outside) / scan.deviations.clamp(min=1e-9) * (here > 0)
 
 
 def write_effects(scan: Scan, tokens: Bool[Tensor, " vocabulary"]) -> Float[Tensor, " neuron"]:
@@ -51,7 +64,7 @@ def write_effects(scan: Scan, tokens: Bool[Tensor, " vocabulary"]) -> Float[Tens
 
 def find_neurons(
     scan: Scan,
-    reads: Words | Callable[[Scan], Bool[Tensor, " n"]] | None = None,
+    reads: Words | Marks | None = None,
     writes: Words | None = None,
     lowers: bool = False,
     least: float = LEAST,
@@ -75,18 +88,22 @@ def find_neurons(
     """
     if reads is None and writes is None:
         raise WorkbookError("find_neurons needs reads, writes or both: find_neurons(scan, reads=words('rain')).")
-    sides, names = {}, []
+    sides, marks, names = {}, {}, []
     if reads is not None:
-        sides["reading"] = read_effects(scan, reads.near(scan) if isinstance(reads, Words) else reads(scan))
-        names.append(f"reads {getattr(reads, 'name', 'these positions')}")
+        marks["reads"] = reads.near if isinstance(reads, Words) else reads
+        sides["reading"] = read_effects(scan, marks["reads"](scan))
+        names.append(
+            f"reads {getattr(reads, 'name', '') or getattr(reads, '__name__', 'these').replace('_', ' ')}"
+        )
     if writes is not None:
+        marks["raises"] = (lambda text: ~writes.comes_next(text)) if lowers else writes.comes_next
         sides["writing"] = write_effects(scan, writes.tokens(scan)) * (-1 if lowers else 1)
         names.append(f"{'lowers' if lowers else 'raises'} {writes.name}")
     effects = torch.stack(list(sides.values()))
     score = effects.clamp(min=0).prod(0)
     members = (effects >= least).all(0).nonzero()[:, 0]
     members = members[score[members].argsort(descending=True)]
-    return Found(", ".join(names), "neuron", members, score[members], scan.means, least=least, **sides)
+    return Found(", ".join(names), "neuron", members, score[members], scan.means, least=least, **sides, **marks)
 
 
 def matched_sets(scan: Scan, parts: Parts, alike: Alike = "size", count: int = 16, seed: int = 0) -> list[Parts]:

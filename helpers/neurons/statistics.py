@@ -37,8 +37,7 @@ class Grouping:
     def add(self, group: Int[Tensor, " n"], activations: Float[Tensor, "n neuron"]) -> None:
         """Add positions with their groups (any integers)."""
         present, inverse, counts = torch.unique(group, return_inverse=True, return_counts=True)
-        order = torch.argsort(inverse)
-        sums = torch.segment_reduce(activations[order], "sum", lengths=counts, axis=0)
+        sums = torch.zeros(len(present), activations.shape[1]).index_add_(0, inverse, activations)
         self.add_sums(present, counts.double(), sums)
 
     def add_sums(
@@ -119,10 +118,12 @@ class NeuronStats:
         """Add the positions of a batch, or of a held scan."""
         a = batch.activations
         self.count += len(a)
-        square = a * a
-        self.powers += torch.stack([a.sum(0), square.sum(0), (square * a).sum(0), square.square().sum(0)])
-        self.above += (a > 0).sum(0)
-        self.size += a.abs().sum(0)
+        for part in a.split(2048):
+            square = part * part
+            sums = (part.sum(0), square.sum(0), (square * part).sum(0), square.square().sum(0))
+            self.powers += torch.stack(sums)
+            self.above += (part > 0).sum(0)
+            self.size += part.abs().sum(0)
         for name, group in _groups(batch).items():
             if (group >= 0).any():
                 self.groupings[name].add(group[group >= 0], a if (group >= 0).all() else a[group >= 0])
