@@ -11,7 +11,7 @@ from helpers.core.stories import Story, Word, encode_story
 from helpers.figures.neurons import examples
 from helpers.neurons.find import nearest_sets, read_effects, write_effects
 from helpers.neurons.steering import word_rate
-from helpers.neurons.writes import logit_writes, top_words
+from helpers.neurons.writes import class_support, logit_writes, top_words
 
 TEXT = 'Tom said, "I look." He ran.\nA dog slept.'
 ROWS = [
@@ -100,6 +100,14 @@ def test_a_planted_neuron_is_found_by_what_it_reads(model, stories):
     assert found.reading[j] > 2 and found.writing[j] == -raised[j]
     assert (j in found.index.tolist()) == bool(raised[j] <= -0.5)
     assert "lowers" in repr(found) and "she" in repr(found)
+    assert torch.equal(found.own_words(made), she.near(made) & ~words("he his him").comes_next(made))
+
+
+def test_a_groups_own_words_are_where_it_reads_and_one_of_its_words_comes(held, verbs):
+    expected = tagged("PRP").here(held) & tagged("VERB AUX ADV").comes_next(held)
+    assert torch.equal(verbs.own_words(held), expected) and expected.any()
+    by_place = find_neurons(held, reads=tagged("DT").here)
+    assert torch.equal(by_place.own_words(held), tagged("DT").here(held)) and by_place.writing is None
 
 
 def test_sets_alike_in_one_half_share_it_and_fail_the_other(held, verbs):
@@ -136,6 +144,15 @@ def test_the_words_of_a_write_are_its_extremes(model, held):
     write = logit_writes(model, torch.tensor([4]))[0]
     assert model.tokenizer.decode([int(write.argmax())]).strip() in up[0]
     assert model.tokenizer.decode([int(write.argmin())]).strip() in down[0]
+
+
+def test_the_class_that_a_write_supports_is_the_one_whose_words_it_raises(model, held):
+    classes = token_classes(held.context, model.cfg.d_vocab)
+    best, support = class_support(model, classes)
+    j = int(support.argmax())
+    write, own, known = logit_writes(model, torch.tensor([j]))[0], classes == best[j], classes >= 0
+    expected = (write[own].mean() - write[known & ~own].mean()) / write[known].std()
+    assert support[j].item() == pytest.approx(expected.item(), abs=1e-3) and support[j] > 0.8
 
 
 def test_a_card_says_where_a_neuron_fires_what_it_writes_and_what_needs_it(held, verbs):

@@ -140,7 +140,9 @@ def test_the_stored_library_fits_the_schema():
 def test_the_stored_ledger_has_a_row_for_every_neuron(model):
     ledger = read_ledger(NOTEBOOKS / "02_ledger.csv")
     assert list(ledger.index) == list(range(model.cfg.d_mlp))
-    assert ledger["effect"].notna().all() and {"role", "promoted", "strongest on"} <= set(ledger.columns)
+    assert ledger["effect"].notna().all() and {"supports", "promoted", "suppressed", "strongest on"} <= set(
+        ledger.columns
+    )
 
 
 def test_the_ledger_is_searched_by_word_and_sorted(tmp_path):

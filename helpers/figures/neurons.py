@@ -44,8 +44,7 @@ class Example:
 def show_neuron(scan: Scan, number: int) -> Figure:
     """The card of one neuron: what it fires on, what it raises and pushes down, and which words need it.
 
-    The examples are the strongest ones, each of another story, and some from lower parts of its range. The text of
-    the card is its plain form: `print(repr(card))`.
+    The examples are the strongest ones, each of another story, and some from lower parts of its range.
 
         show_neuron(explore, 12)
 

@@ -12,7 +12,7 @@ from helpers.core.files import WorkbookError, results_folder, write_text
 from helpers.core.scan import Scan, decoder
 from helpers.core.stories import CLASSES
 from helpers.neurons.statistics import NeuronStats
-from helpers.neurons.writes import roles, supported_classes, write_shape
+from helpers.neurons.writes import class_support, top_words
 
 NAME = "02_ledger.csv"
 
@@ -23,19 +23,17 @@ def build_ledger(scan: Scan, stats: NeuronStats, effects: Float[Tensor, "neuron 
     scan: explore text, and stats: of it. effects: change in loss when the neuron is mean-ablated, nats a token, over
     all positions (the first column) and before each of CLASSES (the others), on confirm text.
     """
-    word, shape = decoder(scan.model.tokenizer), write_shape(scan.model, _classes(scan))
+    word, model = decoder(scan.model.tokenizer), scan.model
+    best, support = class_support(model, _classes(scan))
     columns: dict[str, object] = {"effect": effects[:, 0].numpy()}
     columns |= {name: values.float().numpy() for name, values in stats.moments().items()}
     columns |= {f"explained by {name}": share.float().numpy() for name, share in stats.explained().items()}
-    columns |= {f"write {name}": shape[name].numpy() for name in ("kurtosis", "skew", "deviation")}
-    columns |= {"io cosine": shape["io cosine"].numpy(), "role": roles(shape)}
-    best = supported_classes(shape)
-    support = shape["support"].gather(1, best[:, None])[:, 0]
     columns |= {"supports": [CLASSES[c] for c in best], "support effect": support.numpy()}
     measured = zip(CLASSES, effects.T[1:], strict=False)
     columns |= {f"effect on {name}": column.numpy() for name, column in measured if column.any()}
-    sides = {side: shape[side] for side in ("promoted", "suppressed")} | {"strongest on": strongest_tokens(stats)}
-    columns |= {side: [" ".join(word(i) for i in row) for row in ids.tolist()] for side, ids in sides.items()}
+    says = [top_words(scan, j, 10) for j in range(model.cfg.d_mlp)]
+    columns |= {name: [" ".join(row[i]) for row in says] for i, name in enumerate(("promoted", "suppressed"))}
+    columns["strongest on"] = [" ".join(word(i) for i in row) for row in strongest_tokens(stats).tolist()]
     return pd.DataFrame(columns).rename_axis("neuron")
 
 
