@@ -50,15 +50,7 @@ class Finding:
     @property
     def measured(self) -> str:
         """Value, control, difference and what was asked, in one line."""
-        value, control, gap = (
-            side.text(self.digits) if math.isfinite(side.mean) else "not measured"
-            for side in (self.pair.value, self.pair.control, self.pair.difference)
-        )
-        rank = f", beats {self.pair.beaten} of {self.pair.tried}" if self.pair.tried > 1 else ""
-        return (
-            f"{value} {self.unit} on {self.split} text; {self.pair.control_name}: {control}{rank}. Difference {gap}; "
-            f"it matters from {self.least:g} on ({self.why})."
-        )
+        return measured(self.record())
 
     def _repr_html_(self) -> str:
         # the classes keep JupyterLab from reading two dollars as a formula
@@ -77,7 +69,7 @@ class Finding:
             name: dataclasses.astuple(getattr(self.pair, name)) for name in ("value", "control", "difference")
         }
         numbers = {name: [_rounded(end, self.digits) for end in side] for name, side in sides.items()}
-        names = ("sentence", "unit", "least", "why", "split", "digits", "verdict", "measured")
+        names = ("sentence", "unit", "least", "why", "split", "digits", "verdict")
         rivals = {name: getattr(self.pair, name) for name in ("control_name", "beaten", "tried")}
         return (
             {n: getattr(self, n) for n in names} | numbers | rivals | ({"about": self.about} if self.about else {})
@@ -88,10 +80,22 @@ def _rounded(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
 
 
-def said(row: dict, side: str) -> str:
-    """The value or the control of a record, as in "0.31 nats"."""
-    mean = row[side][0]
-    return "not measured" if mean is None else f"{mean:.{row['digits']}f} {row['unit']}"
+def said(row: dict, side: str, interval: bool = False) -> str:
+    """The value, the control or the difference of a record, as in "0.31" or "0.31 (0.28 to 0.34)"."""
+    if row[side][0] is None:
+        return "not measured"
+    mean, low, high = (f"{end:.{row['digits']}f}" for end in row[side])
+    return f"{mean} ({low} to {high})" if interval else mean
+
+
+def measured(row: dict) -> str:
+    """What a record rests on, in one line."""
+    value, control, gap = (said(row, side, interval=True) for side in ("value", "control", "difference"))
+    rank = f", beats {row['beaten']} of {row['tried']}" if row["tried"] > 1 else ""
+    return (
+        f"{value} {row['unit']} on {row['split']} text; {row['control_name']}: {control}{rank}. Difference {gap}; it "
+        f"matters from {row['least']:g} on ({row['why']})."
+    )
 
 
 class Findings:

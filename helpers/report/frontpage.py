@@ -33,8 +33,8 @@ def measured(rows: list[dict], notebook: str, words: str) -> str:
     if len(found) != 1:
         raise WorkbookError(f"{len(found)} findings of notebook {notebook} say “{words}”: the README needs one.")
     (row,) = found
-    control = said(row, "control").removesuffix(f" {row['unit']}")
-    return f"*({row['verdict']}: {said(row, 'value')}; {plain(row['control_name'])}: {control})*"
+    told = f"{said(row, 'value')} {row['unit']}; {plain(row['control_name'])}: {said(row, 'control')}"
+    return f"*({row['verdict']}: {told})*"
 
 
 def refresh(text: str, root: Path) -> str:

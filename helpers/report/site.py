@@ -17,7 +17,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from helpers.core.files import write_text
-from helpers.report.findings import VERDICTS, said
+from helpers.report.findings import VERDICTS, measured, said
 from helpers.report.library import cells
 
 SCRIPT = "circuitsvis-script"  # the id of the element by which a stored notebook loads the widgets' script
@@ -159,7 +159,8 @@ def findings_body(rows: list[dict]) -> str:
     listed = []
     for row in rows:
         page = f'<a href="{text_of(row["file"])}.html">{text_of(row["notebook"])}</a>'
-        folded = f"<details><summary>{text_of(said(row, 'value'))}</summary>{text_of(row['measured'])}</details>"
+        value = f"{said(row, 'value', interval=True)} {row['unit']}"
+        folded = f"<details><summary>{text_of(value)}</summary>{text_of(measured(row))}</details>"
         facts = {"notebook": row["file"][:2], "verdict": row["verdict"]}
         listed.append((facts, (text_of(row["sentence"]), folded, page, _verdict(row["verdict"]))))
     return _list("All findings", lead, "finding | measured | notebook | verdict", listed)
@@ -171,7 +172,7 @@ def library_body(rows: list[dict]) -> str:
     listed = []
     for row in rows:
         *texts, verdict = cells(row)
-        told = (f"{proof['sentence']} {proof['measured']} ({proof['notebook']})" for proof in row["evidence"])
+        told = (f"{proof['sentence']} {measured(proof)} ({proof['notebook']})" for proof in row["evidence"])
         proofs = "".join(f"<li>{text_of(text)}</li>" for text in told)
         evidence = f"<details><summary>{len(row['evidence'])}</summary><ul>{proofs}</ul></details>"
         facts = {"notebook": row["notebook"][:2], "kind": row["kind"], "verdict": verdict}
