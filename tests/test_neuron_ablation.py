@@ -67,5 +67,5 @@ def test_all_neurons_at_once_are_far_faster_than_one_at_a_time(model, batch, mea
     start = time.perf_counter()
     honest_effects(batch, [0, 1, 2, 3], means)
     loop = (time.perf_counter() - start) / 4 * model.cfg.d_mlp
-    # python -m helpers.neurons.benchmark measures the ratio; this is a wide margin for busy machines
+    # python tests/benchmark.py measures the ratio; this is a wide margin for busy machines
     assert loop / quick > 20

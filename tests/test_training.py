@@ -250,7 +250,6 @@ COMMANDS = {  # a user's mistake with every command, and a word of what is told
     "build.tagging": (["none.jsonl", "out.jsonl"], "none.jsonl"),
     "build.ngrams": (["--data", "none.jsonl", "--valid", "none.jsonl"], "none.jsonl"),
     "build.convert": (["none", "out"], "none"),
-    "neurons.benchmark": (["--model", "none"], "none"),
 }
 
 

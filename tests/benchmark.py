@@ -1,4 +1,4 @@
-"""Measure the streaming pass and the exact ablation against the plain forward pass: `python -m helpers.neurons.benchmark`.
+"""Measure the streaming pass and the exact ablation against the plain forward pass: `python tests/benchmark.py`.
 
 All times of a table are taken in one run, so their ratios mean something on any machine.
 """
