@@ -22,9 +22,7 @@ PRIOR = 1.0  # attention (in whole positions) that a word has to gather before i
 DIRECTIONS = 40  # of the stream, at most, between which places are fitted
 FLOOR = 0.1  # of the mean variance within a position: what a direction of hardly any counts as having
 EVENLY = 0.05  # share of a query's weight in the fit that is dealt evenly to its keys; the rest as it attends
-FAINTEST = (
-    1e-4  # of the largest share of attention: distances with less count alike (words with a smaller ratio too)
-)
+FAINTEST = 1e-4  # of the largest share of attention: distances and words with less count alike
 Pattern = Float[Tensor, "story head query key"]
 Patterns = Callable[[Scan], Pattern]
 

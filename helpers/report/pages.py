@@ -15,7 +15,6 @@ from helpers.core.model import EMBEDDED_MODEL
 from helpers.report.findings import read_findings
 from helpers.report.frontpage import for_model, refresh
 from helpers.report.library import Library
-from helpers.report.prose import listed, percent, table  # noqa: F401 (until all notebooks take them from prose)
 from helpers.report.site import findings_body, library_body, notebook_body, readme_body, title_of, write_pages
 from helpers.report.tidy import tidy
 

@@ -196,10 +196,7 @@ def frequent(context: Contexts, here: Bool[Tensor, " n"], size: int) -> Bool[Ten
     return (inside >= OFTEN) & (inside / max(1, int(here.sum())) >= LIFT * rate)
 
 
-NEAR, FAR = (
-    0.5,
-    0.25,
-)  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
+NEAR, FAR = 0.5, 0.25  # effect sizes (deviations) asked of both sides; FAR for what is held over a distance
 LARGER = 1.64  # times the deviation of the mean of equally many random tokens: 95 % of such means are below
 CLASSWISE = "word class after word class"
 
