@@ -10,7 +10,7 @@ from helpers import load_model, sample
 from helpers.core.estimates import estimate
 from helpers.core.logits import layernorm_scale, path_logits
 from helpers.core.parts import costs, heads, neurons
-from helpers.core.paths import mean_writes, paths, route_costs, token_surprise
+from helpers.core.paths import paths, route_costs, token_surprise
 from helpers.core.scan import run_streams, scan, walk
 from helpers.core.stories import Story
 
@@ -19,6 +19,17 @@ STORIES = [
     Story("Ann has a big hat. The wind takes it away! Ann runs and runs. At last she finds her hat in a tree."),
 ]  # fmt: skip
 EMBEDDINGS = {"token": "hook_embed", "position": "hook_pos_embed"}
+
+
+def mean_writes(model: TransformerBridge, batches) -> dict[str, torch.Tensor]:
+    """Mean write of every path over all scored positions of a walk: what mean ablation puts in its place."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in batches:
+        for name, write in paths(model, batch.streams).items():
+            sums[name] = sums.get(name, 0) + batch.flat(write).double().sum(0)
+        count += len(batch.target)
+    return {name: (total / count).float() for name, total in sums.items()}
 
 
 def main(folder: str) -> dict:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from run_tour import mean_writes
 
 from helpers.core.logits import layernorm_scale, path_logits, residual_losses, target_logits
 from helpers.core.parts import costs, heads, neurons
-from helpers.core.paths import head_writes, mean_writes, paths, route_costs
+from helpers.core.paths import head_writes, paths, route_costs
 from helpers.core.scan import run_streams, scan, walk
 
 

@@ -37,17 +37,6 @@ def mlp_write(model: TransformerBridge, resid_mid: Float[Tensor, "n d_model"]) -
     return model.blocks[0].mlp(model.blocks[0].ln2(resid_mid[None]))[0]
 
 
-def mean_writes(model: TransformerBridge, batches) -> dict[str, Float[Tensor, " d_model"]]:
-    """Mean write of every path over all scored positions of a walk: what mean ablation puts in its place."""
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for batch in batches:
-        for name, write in paths(model, batch.streams).items():
-            sums[name] = sums.get(name, 0) + batch.flat(write).double().sum(0)
-        count += len(batch.target)
-    return {name: (total / count).float() for name, total in sums.items()}
-
-
 @torch.inference_mode()
 def route_costs(
     batch: Scan, means: dict[str, Float[Tensor, " d_model"]], blind: dict[str, Scan]

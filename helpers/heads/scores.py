@@ -60,13 +60,6 @@ def even_attention(pattern: Float[Tensor, "story head query key"]) -> Float[Tens
     return causal_softmax(torch.zeros_like(pattern))
 
 
-def overlap(
-    pattern: Float[Tensor, "*n query key"], other: Float[Tensor, "*n query key"]
-) -> Float[Tensor, "*n query"]:
-    """Attention that two patterns have in common: sum of the smaller weights, 1 for equal patterns, 0 for disjoint ones."""
-    return torch.minimum(pattern, other).sum(-1)
-
-
 def simpler_patterns(
     batch: Scan, mean_token: Float[Tensor, " d_model"], generator: torch.Generator
 ) -> dict[str, Float[Tensor, "story head query key"]]:
