@@ -49,6 +49,12 @@ def test_a_finding_is_written_between_its_marks_however_often(checkout):
     assert refresh(fresh, checkout) == fresh
 
 
+def test_many_rivals_are_counted_and_not_named(checkout):
+    path = checkout / "notebooks" / "findings" / "03_heads.json"
+    path.write_text(path.read_text().replace('"tried": 1', '"tried": 16'))
+    assert "; best of 16 rivals: -0.11)*" in refresh("<!--03:Quotes--><!--/03-->", checkout)
+
+
 @pytest.mark.parametrize("asked, found", [("03:Zebras", 0), ("02:Names", 0), ("03:s", 2)])
 def test_a_finding_that_is_not_there_or_not_the_only_one_is_refused(checkout, asked, found):
     with pytest.raises(WorkbookError, match=f"{found} findings of notebook"):

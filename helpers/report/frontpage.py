@@ -33,7 +33,8 @@ def measured(rows: list[dict], notebook: str, words: str) -> str:
     if len(found) != 1:
         raise WorkbookError(f"{len(found)} findings of notebook {notebook} say “{words}”: the README needs one.")
     (row,) = found
-    told = f"{said(row, 'value')} {row['unit']}; {plain(row['control_name'])}: {said(row, 'control')}"
+    rival = f"best of {row['tried']} rivals" if row["tried"] > 1 else plain(row["control_name"])
+    told = f"{said(row, 'value')} {row['unit']}; {rival}: {said(row, 'control')}"
     return f"*({row['verdict']}: {told})*"
 
 
