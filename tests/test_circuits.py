@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from helpers.core.logits import layernorm_scale, path_logits, residual_losses, target_logits
 from helpers.core.parts import costs, heads, neurons
-from helpers.core.paths import block_attention, head_writes, mean_writes, paths, route_costs
+from helpers.core.paths import head_writes, mean_writes, paths, route_costs
 from helpers.core.scan import run_streams, scan, walk
 
 
@@ -139,33 +139,6 @@ def test_a_route_to_the_heads_is_cut_by_what_they_find_without_it(model, batch, 
 def test_cutting_what_the_mlp_says_is_ablating_all_its_neurons(batch, other, routes):
     found = costs(batch, neurons(range(1024), other))
     assert far(routes[0]["MLP > logits"], found) < 1e-3
-
-
-def test_blocked_attention_is_the_rest_renormalised(batch):
-    length = batch.streams.pattern.shape[-1]
-    place = torch.arange(length)
-    blocked = place[:, None] - place == 1
-    z = block_attention(batch.streams, blocked)
-    for query, head in ((1, 0), (2, 3), (40, 7)):
-        pattern = batch.streams.pattern[0, head, query].clone()
-        pattern[query - 1] = 0
-        expected = pattern / pattern.sum() @ batch.streams.v[0, :, head]
-        assert far(z[0, query, head], expected) < 1e-4
-
-
-def test_a_position_with_nothing_left_to_look_at_keeps_its_output(batch):
-    length = batch.streams.pattern.shape[-1]
-    z = block_attention(batch.streams, torch.ones(length, length, dtype=torch.bool))
-    assert torch.equal(z, batch.streams.z)
-    only_first = block_attention(batch.streams, (torch.arange(length) == 0).expand(length, -1))
-    assert torch.equal(only_first[:, 0], batch.streams.z[:, 0])
-    assert far(only_first[:, 1], batch.streams.z[:, 1]) > 1e-3
-
-
-def test_blocking_nothing_changes_nothing(batch):
-    length = batch.streams.pattern.shape[-1]
-    nothing = torch.zeros(length, length, dtype=torch.bool)
-    assert far(block_attention(batch.streams, nothing), batch.streams.z) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What heads write, pieces of story and the card of a head, circuit graphs; programs in the heads' place."""
+"""What heads write, pieces of story and the card of a head, circuit graphs."""
 
 from types import SimpleNamespace
 
@@ -6,20 +6,11 @@ import pytest
 import torch
 
 from helpers import WorkbookError, circuit_graph, scan, show_head
-from helpers.core.scan import walk
-from helpers.core.stories import encode_story
 from helpers.figures.heads import circuit, story_pieces
 from helpers.heads import copying, pieces
-from helpers.heads import programs as head_programs
 from helpers.heads.card import head_card
 from helpers.heads.changes import hear
 from helpers.heads.circuit_graph import DIRECT, OTHERS, path_graph
-from helpers.heads.programs import ALL, LATEST, Look, Program
-
-
-@pytest.fixture(scope="module")
-def encoded_story(model, stories):
-    return encode_story(stories[0], model.tokenizer, 512)
 
 
 @pytest.fixture(scope="module")
@@ -156,55 +147,3 @@ def test_a_word_is_never_its_own_rival(model, rival):
 def test_bad_prompts_and_words_are_refused(model, prompt, word, message):
     with pytest.raises(WorkbookError, match=message):
         circuit_graph(model, prompt, word)
-
-
-def test_looks_are_patterns(encoded_story):
-    keys = head_programs.key_sets(encoded_story)
-    for look in head_programs.vocabulary_of_looks():
-        pattern = head_programs.look_pattern(look, keys)
-        torch.testing.assert_close(pattern.sum(1), torch.ones(len(pattern)))
-        assert not pattern.triu(1).any()
-
-
-def test_a_look_looks_where_it_says(encoded_story):
-    keys = head_programs.key_sets(encoded_story)
-    before = head_programs.look_pattern(Look("the token before"), keys)
-    assert before[5, 4] == 1
-    nouns = [p for p, name in enumerate(encoded_story.universal) if name == "NOUN" and p <= 40]
-    assert head_programs.look_pattern(Look("nouns", LATEST), keys)[40, nouns[-1]] == 1
-    alike = head_programs.look_pattern(Look("nouns", ALL), keys)[40]
-    assert alike[nouns].tolist() == pytest.approx([1 / len(nouns)] * len(nouns))
-    halved = head_programs.look_pattern(Look("any word", 2.0), keys)[40]
-    assert (halved[38] / halved[40]).item() == pytest.approx(0.5)
-    assert (
-        head_programs.look_pattern(Look("names", LATEST), keys)[0, 0] == 1
-    )  # nothing to look at: the first position
-
-
-def test_programs_are_found_again(model, stories):
-    """A pattern that a program made is fitted by that program."""
-    made = Program((Look("the token before"), Look("nouns", ALL)), (0.25, 0.75))
-    looks = head_programs.vocabulary_of_looks()
-    keys = head_programs.key_sets(encode_story(stories[1], model.tokenizer, 512))
-    columns = torch.stack([head_programs.look_pattern(look, keys).flatten() for look in looks]).double()
-    aim = sum(s * columns[looks.index(look)] for s, look in zip(made.shares, made.looks, strict=True))
-    found = head_programs._greedy(looks, columns @ columns.T, columns @ aim, 3)
-    shares = dict(zip(found.looks, found.shares, strict=True))
-    assert shares[made.looks[0]] == pytest.approx(0.25, abs=0.01)
-    assert shares[made.looks[1]] == pytest.approx(0.75, abs=0.01)
-
-
-def test_negative_weights_are_dropped():
-    gram, aim = torch.eye(3).double(), torch.tensor([1.0, -0.5, 0.2]).double()
-    kept, weights, _ = head_programs.nonnegative(gram, aim, [0, 1, 2])
-    assert kept == [0, 2] and weights.min() >= 0
-
-
-def test_programs_of_a_batch_are_the_programs_of_its_stories(model, stories):
-    batch = next(walk(model, stories[:3]))
-    programs = [Program((Look("any word", 4.0), Look("names", LATEST)), (0.5, 0.5))] * 8
-    patterns = head_programs.program_patterns(programs, batch)
-    encoded = batch.encoded[0]
-    length = len(encoded.tokens)
-    torch.testing.assert_close(patterns[0, 3, :length, :length], programs[0].pattern(encoded))
-    assert "50%" in programs[0].text() and "the latest of: names" in programs[0].text()

@@ -8,7 +8,7 @@ against the mean logit of the vocabulary at its position.
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -34,20 +34,6 @@ def paths(model: TransformerBridge, streams: Streams) -> dict[str, Float[Tensor,
 def mlp_write(model: TransformerBridge, resid_mid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
     """The MLP's write, given the residual stream that it reads."""
     return model.blocks[0].mlp(model.blocks[0].ln2(resid_mid[None]))[0]
-
-
-def block_attention(
-    streams: Streams, blocked: Bool[Tensor, "query key"]
-) -> Float[Tensor, "story pos head d_head"]:
-    """Head outputs z with some attention taken away and the rest of each pattern renormalised.
-
-    A position that would be left with nothing to look at keeps its output.
-    """
-    kept = streams.pattern.masked_fill(blocked, 0)
-    total = kept.sum(-1, keepdim=True)
-    z = torch.einsum("shqk,skhd->sqhd", kept / total.clamp(min=1e-6), streams.v)
-    alone = (total < 1e-6)[..., 0].transpose(1, 2)[..., None]
-    return torch.where(alone, streams.z, z)
 
 
 def mean_writes(model: TransformerBridge, batches) -> dict[str, Float[Tensor, " d_model"]]:

@@ -20,10 +20,7 @@ LETTERS = 108  # of a line
 
 
 def story_pieces(pieces: list[Piece], title: str, unit: str, without: str = "without it") -> Figure:
-    """Pieces of story, their words coloured by a value (red for it, blue against), and below each what the model says.
-
-    without: how it is said that the message is taken away.
-    """
+    """Pieces of story, words coloured by a value (red for, blue against), and what the model says with and `without` it."""
     figure, (axis,) = new_axes(WIDTH, _height(pieces) + 0.6)
     draw_pieces(axis, pieces, without)
     axis.set_title(f"{title}\n(colour: {unit})", loc="left", **PLAIN)
@@ -93,31 +90,29 @@ def show_head(scan: Scan, head: int) -> Figure:
         axis.barh(places + 0.2, found["even"], 0.38, color=COLOURS["baseline"], label="every word alike")
         axis.set_yticks(places, found.index, fontsize=8)
         axis.invert_yaxis()
-        axis.set(xlabel="share of attention")
-        axis.set_title(f"Where it looks, by {name}", loc="left")
+        axis.set_title(f"Where it looks, by {name} (share of attention)", loc="left", fontsize=10)
     axes[0].legend(frameon=False, fontsize=8)
     notes.text(0, 0.95, "\n".join(rows), fontsize=9, va="top", linespacing=1.5, **PLAIN)
     notes.axis("off")
     notes.set_title("Words that it looks at far more than at others, and what this raises and lowers", loc="left")
     draw_pieces(text, card.pieces, "without this head")
     text.set_title("Where it is missed most (colour: its attention)", loc="left")
-    title = f"Head {head}: without it a token costs {card.cost:.2f} nats more"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    figure.suptitle(f"Head {head}: without it a token costs {card.cost:.2f} nats more", x=0.01, ha="left")
     return figure
 
 
 def circuit_graph(
     model: TransformerBridge,
     prompt: str,
-    word: str | None = None,
-    rival: str | None = None,
+    word: str | int | None = None,
+    rival: str | int | None = None,
     notes: dict[str, str] | None = None,
 ) -> Figure:
     """Draw why the model says one next word rather than another: by default its first choice against its second.
 
         circuit_graph(model, "Tom lost his ball. He looked for his", " ball", " mom")
 
-    `notes` says in words what nodes do, by name ({"head 3": "brings names"}).
+    Words are texts or token numbers. `notes` says what nodes do, by name ({"head 3": "brings names"}).
 
     Raises:
         WorkbookError: the prompt is empty or too long, or a word is not one token (mind the blank before it).

@@ -80,11 +80,12 @@ def path_table(
 def path_graph(
     model: TransformerBridge,
     prompt: str,
-    word: str | None = None,
-    rival: str | None = None,
+    word: str | int | None = None,
+    rival: str | int | None = None,
     most: tuple[int, int, int] = (5, 3, 5),
 ) -> Graph:
-    """The graph of a prompt's next word against a rival: by default the model's first choice against its next one.
+    """The graph of a prompt's next word against a rival (texts or token numbers): by default the model's first choice
+    against its next one.
 
     A rival that is the word itself, whatever its case, is nothing to compare with: the next choice takes its place.
     `most` words, heads and neurons with the largest paths are nodes, the others pooled.
@@ -99,8 +100,8 @@ def path_graph(
     logits = model.unembed(model.ln_final(streams.resid_post[:, -1:]))[0, 0]
     decode = lambda token: model.tokenizer.decode([int(token)])  # noqa: E731
     bare = lambda token: decode(token).strip().lower()  # noqa: E731
-    one = _one_token(model, word) if word else int(logits.argmax())
-    two = _one_token(model, rival) if rival else one
+    one = int(logits.argmax()) if word in (None, "") else _one_token(model, word)
+    two = one if rival in (None, "") else _one_token(model, rival)
     if bare(two) == bare(one):
         two = next(t for t in logits.argsort(descending=True).tolist() if t != one and bare(t) != bare(one))
     table, difference = path_table(model, streams, one, two), (logits[one] - logits[two]).item()
@@ -116,7 +117,9 @@ def path_graph(
     return graph
 
 
-def _one_token(model: TransformerBridge, word: str) -> int:
+def _one_token(model: TransformerBridge, word: str | int) -> int:
+    if isinstance(word, int):
+        return word
     ids = model.tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise WorkbookError(

@@ -5,8 +5,6 @@ position embedding at its mean over the first LENGTH positions). No vocabulary Ã
 Source: A Mathematical Framework for Transformer Circuits (Elhage et al., 2021).
 """
 
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -93,73 +91,3 @@ def head_words(
     write = token_writes(model, head, torch.tensor([token]))[0] - token_writes(model, head).mean(0)
     logits = (write @ onward) @ model.W_U
     return logits.topk(top).indices.tolist(), logits.topk(top, largest=False).indices.tolist()
-
-
-# Going with their callers in the room rebuild and in notebook 05: own_token, copying, passage.
-
-
-def own_token(
-    model: TransformerBridge,
-    head: int,
-    tokens: Int[Tensor, " k"],
-    onward: Float[Tensor, "d_model d_model"] | None = None,
-    top: int = 10,
-    chunk_bytes: int = 2**26,
-) -> dict[str, float]:
-    """How a head's write from a token treats the token itself, over some tokens: its direct write, or with `onward`
-    (see `passage`) the write and what the MLP makes of it.
-
-    own rank: median share of the vocabulary that is promoted more than the token itself (0.5 by chance). in top: share of tokens that
-    are among the `top` promoted. diagonal: the token's own logit less the mean over its row, in standard deviations
-    of the row, averaged. Rows are compared with the mean row, so that what every token promotes does not count.
-    """
-    writes = token_writes(model, head, tokens)
-    writes = (writes - writes.mean(0)) @ (torch.eye(writes.shape[1]) if onward is None else onward)
-    ranks, sizes = [], []
-    chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))
-    for write, own in zip(writes.split(chunk), tokens.split(chunk), strict=True):
-        logits = write @ model.W_U
-        mine = logits.gather(1, own[:, None])
-        ties = (logits == mine).sum(1) - 1  # a write of nothing ties with all
-        ranks.append((logits > mine).sum(1) + ties / 2)
-        sizes.append((mine[:, 0] - logits.mean(1)) / logits.std(1).clamp(min=1e-9))
-    rank, size = torch.cat(ranks).float(), torch.cat(sizes)
-    return {
-        "own rank": (rank.median() / model.cfg.d_vocab).item(),
-        "in top": (rank < top).float().mean().item(),
-        "diagonal": size.mean().item(),
-    }
-
-
-@torch.no_grad()
-def passage(model: TransformerBridge, batches: Iterable[Scan]) -> Float[Tensor, "d_model d_model"]:
-    """What becomes, on average over a walk and to first order, of a small write into the stream that the MLP reads: the
-    write itself, and what the MLP makes of it (its mean Jacobian, the LayerNorm's scale held)."""
-    act, n = model.blocks[0].mlp.original_component.act, 0
-    slope: Tensor | float = 0.0
-    for batch in batches:
-        mid = batch.flat(batch.streams.resid_mid)
-        for part in mid.split(1024):
-            scale = layernorm_scale(model, part)
-            with torch.enable_grad():
-                point = (
-                    part / scale @ (w := read_directions(model, torch.arange(model.cfg.d_mlp))) + model.b_in[0]
-                ).requires_grad_()
-                gain = torch.autograd.grad(act(point).sum(), point)[0]
-            slope = slope + (gain / scale).sum(0, dtype=torch.double)
-        n += len(mid)
-    return torch.eye(model.cfg.d_model) + (w * (slope / n).float()) @ model.W_out[0]
-
-
-def copying(
-    model: TransformerBridge, tokens: Int[Tensor, " k"], onward: Float[Tensor, "d_model d_model"] | None = None
-) -> dict[str, list[float]]:
-    """All measures of all heads: "eigenvalues" (of the direct circuit), and `own_token`'s; with `onward` the latter of
-    what the MLP makes of the heads' writes."""
-    rows = [own_token(model, head, tokens, onward) for head in range(model.cfg.n_heads)]
-    found = {name: [row[name] for row in rows] for name in rows[0]}
-    return (
-        found
-        if onward is not None
-        else {"eigenvalues": [eigenvalue_copying(model, h) for h in range(len(rows))]} | found
-    )

@@ -69,6 +69,3 @@ def senders(scan: Scan, neuron: int, reach: int = 30, least: int = 10) -> pd.Dat
     return pd.DataFrame(push.tolist(), index=[decode(t) for t in known.tolist()], columns=names).assign(
         token=known
     )
-
-
-read_scale = layernorm_scale  # going with its caller in the room rebuild
