@@ -196,9 +196,12 @@ def frequent(context: Contexts, here: Bool[Tensor, " n"], size: int) -> Bool[Ten
     return (inside >= OFTEN) & (inside / max(1, int(here.sum())) >= LIFT * rate)
 
 
-NEAR, FAR = 0.5, 0.25  # effect sizes (deviations) asked of both sides; FAR for what is held over a distance
+NEAR, FAR = (
+    0.5,
+    0.25,
+)  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
 LARGER = 1.64  # times the deviation of the mean of equally many random tokens: 95 % of such means are below
-CLASSWISE = "word class after word class"
+CLASSWISE = "word class after word class"  # the kind that names nothing definite
 
 
 def contrast(
@@ -237,12 +240,6 @@ class Effects:
         margin = self.margin
         return margin.argsort(descending=True)[: int((margin >= 1).sum())]
 
-    @property
-    def by_chance(self) -> float:
-        """How many members there would be, on average, if the writes were dealt anew among the neurons."""
-        ways = (self.read >= 1).float() @ self.pairs.float() @ (self.write >= 1).float().T
-        return (ways > 0).float().mean().item() * len(self.read)
-
     def one_sided(self) -> dict[str, Int[Tensor, " k"]]:
         """As many neurons as there are members that meet one side best, and are no members."""
         rest, size = self.margin < 1, min(len(self.members), int((self.margin < 1).sum()))
@@ -280,21 +277,6 @@ def threshold(name: str) -> float:
     return FAR if name in lists()["far"] else NEAR
 
 
-def measure(
-    model: TransformerBridge,
-    context: Contexts,
-    activations: Float[Tensor, "n neuron"],
-    reads: Sides,
-    writes: Sides,
-) -> dict[str, Effects]:
-    """Effect sizes of all neurons on both sides of every kind."""
-    read, write = read_effects(activations, reads), write_effects(model, writes)
-    pairs = {name: torch.eye(part.shape[1]).bool() for name, part in read.items()}
-    if CLASSWISE in pairs:
-        pairs[CLASSWISE] = class_transitions(context) > 0
-    return {name: Effects(read[name], write[name], pairs[name]) for name in reads}
-
-
 @dataclasses.dataclass(frozen=True)
 class Kinds:
     """All kinds of rule in a model: its sides on explore, and every neuron's effects."""
@@ -309,8 +291,13 @@ class Kinds:
         """Found on explore text, tagged."""
         corpus = Corpus.of(explore.context, strings(explore.model.tokenizer))
         writes = writing_sides(corpus)
-        effects = measure(explore.model, explore.context, explore.activations, reading_sides(corpus), writes)
-        return cls(explore, corpus, writes, effects)
+        read, write = (
+            read_effects(explore.activations, reading_sides(corpus)),
+            write_effects(explore.model, writes),
+        )
+        pairs = {name: torch.eye(part.shape[1]).bool() for name, part in read.items()}
+        pairs[CLASSWISE] = class_transitions(explore.context) > 0
+        return cls(explore, corpus, writes, {name: Effects(read[name], write[name], pairs[name]) for name in read})
 
     def parts(self, name: str) -> Parts:
         """A kind's neurons, the clearest first."""
