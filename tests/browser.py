@@ -19,7 +19,8 @@ import websocket
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
-    "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-port=0", "--hide-scrollbars",
+    "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-port=0",
+    "--hide-scrollbars",
 ]  # fmt: skip
 UNDRAWN = """[...document.querySelectorAll('.circuitsvis-widget')]
     .filter(widget => !widget.firstElementChild || widget.querySelector(':scope > small')).map(widget => widget.id)"""
@@ -58,8 +59,8 @@ class Page:
             if wanted(told):
                 return told
 
-    def open(self, path: Path, width: int = 1200, dark: bool = False, scripts: bool = True) -> "Page":
-        """Load a page from disk at a width of some pixels."""
+    def open(self, path: Path | str, width: int = 1200, dark: bool = False, scripts: bool = True) -> "Page":
+        """Load a page from disk, or from an address of this machine, at a width of some pixels."""
         self.requests, self.console = [], []
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600
@@ -67,9 +68,8 @@ class Page:
         shade = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[shade])
         self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.socket.send(
-            json.dumps({"id": next(self.numbers), "method": "Page.navigate", "params": {"url": path.as_uri()}})
-        )
+        address = {"url": path if isinstance(path, str) else path.as_uri()}
+        self.socket.send(json.dumps({"id": next(self.numbers), "method": "Page.navigate", "params": address}))
         self._until(lambda told: told.get("method") == "Page.loadEventFired")
         return self
 

@@ -2,16 +2,22 @@
 
 import importlib.util
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import pytest
+from browser import browser
 from conftest import ROOT
 
 from helpers import results_folder
+from helpers.report.tidy import NAMES
 
 WHERE = "import helpers\nfrom pathlib import Path\n\nassert Path(helpers.__file__).parents[1].samefile('..')\nprint('mine')"
 
@@ -133,3 +139,79 @@ def test_the_helpers_of_another_checkout_refuse_to_write(fork, monkeypatch):
     with pytest.raises(ValueError, match="make lab") as error:
         results_folder()
     assert str(fork) in str(error.value) and str(ROOT) in str(error.value)
+
+
+PLAY = """from ipywidgets import Text
+from tqdm.auto import tqdm
+
+from helpers.figures.widgets import coloured_tokens, pane, script
+
+for _ in tqdm(range(3)):
+    pass
+script()"""
+SHOW = """import torch
+
+
+def twice(prompt):
+    return coloured_tokens([prompt, prompt], torch.tensor([1.0, -1.0]))
+
+
+pane(twice, prompt=Text("Tom had"))"""
+RUN_ALL = "void jupyterapp.commands.execute('notebook:run-all-cells')"
+READY = """[...jupyterapp.shell.widgets('main')].some(tab => tab.sessionContext?.session?.kernel?.status == 'idle'
+    && (jupyterapp.shell.activateById(tab.id), true))"""
+SAVE = "[...jupyterapp.shell.widgets('main')][0].context.save().then(() => true)"
+DRAWN = "document.querySelectorAll('.jp-Notebook .circuitsvis-widget span').length >= 4"
+
+
+@contextmanager
+def jupyterlab(checkout: Path) -> Iterator[str]:
+    """The address of the JupyterLab that make lab opens."""
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--port=0",
+        "--LabApp.expose_app_in_browser=True",
+        "--IdentityProvider.token=",
+    ]
+    command = ["make", "lab", f"BIN={Path(sys.executable).parent}", "READY=", f"ARGS={' '.join(options)}"]
+    process = subprocess.Popen(
+        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        lines = iter(process.stdout.readline, "")
+        yield next(found.group() for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+/lab", line)))
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_reading_running_and_saving_in_make_lab_leaves_the_checkout_as_it_is(fork):
+    cells = [nbformat.v4.new_code_cell(source) for source in (PLAY, SHOW)]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=NAMES)
+    nbformat.write(notebook, fork / "notebooks" / "07_play.ipynb")
+    shutil.copyfile(ROOT / "notebooks" / "lab.py", fork / "notebooks" / "lab.py")
+    shutil.copyfile(ROOT / ".gitignore", fork / ".gitignore")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], cwd=fork, check=True)
+    with browser() as page, jupyterlab(fork) as address:
+        page.open(f"{address}/tree/07_play.ipynb?reset").wait(
+            "!!document.querySelector('.jp-Notebook .jp-Cell')", 60
+        )
+        page.wait(READY, 60)
+        page.run(RUN_ALL)
+        page.wait("!!document.querySelector('.workbook-pane')", 60)
+        page.wait(DRAWN)
+        page.run("document.querySelector('.workbook-pane button').click()")
+        page.wait("!!document.querySelector('.workbook-pane .circuitsvis-widget span')")
+        page.run(SAVE)
+        page.open(f"{address}/tree/07_play.ipynb?reset").wait(DRAWN, 60)
+        assert page.run("document.querySelector('.jp-Notebook').innerText.includes('model not found')") is False
+    status = subprocess.run([*git, "status", "--porcelain"], cwd=fork, capture_output=True, text=True, check=True)
+    assert status.stdout == ""
+    saved = nbformat.read(fork / "cache" / "lab" / "notebooks" / "07_play.ipynb", as_version=4)
+    kept = [output for cell in saved.cells for output in cell.outputs]
+    assert [sorted(output.get("data", {})) for output in kept] == [["text/html", "text/plain"]] * 3
+    assert saved.cells[1].execution_count == 2
