@@ -1,7 +1,7 @@
 """Kinds of rule: for each kind where its neurons should fire and which tokens they should support.
 
-A kind may have several ways of being met (a name among names, a word family among families); `rule_effects` measures
-which neurons meet one on both sides.
+A kind may have several ways of being met (a name among names, a word family among families). Its members meet one on
+both sides; whether they are needed where it applies is measured beside neurons that meet one side alone.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ from helpers.core.contexts import (
     vocabulary_of_families,
     within,
 )
-from helpers.core.estimates import Estimate, StoryTable, difference
+from helpers.core.estimates import Comparison, Estimate, compare, estimate
 from helpers.core.files import DATA
-from helpers.core.scan import gather
-from helpers.core.stories import CLASSES, Story, quotes
-from helpers.neurons.families import matched_sets, set_effects
+from helpers.core.parts import Parts, costs
+from helpers.core.scan import Scan
+from helpers.core.stories import CLASSES
+from helpers.neurons.find import matched_sets
 from helpers.neurons.writes import class_transitions, logit_writes
 
 SEEN = 2  # occurrences on explore that a token needs to take part in a write's effect
 LIFT, OFTEN = 2.0, 8  # a phase's words: this many times as frequent in it, and seen in it so often
 NAMES = 24  # names that the cast is looked for among
-OPENING = ('"', "“")  # marks that open a quotation when they stand alone
 Sides = dict[str, tuple[Bool[Tensor, "way item"], Bool[Tensor, "way item"]]]
 
 
@@ -105,7 +105,7 @@ def _plain_reads(corpus: Corpus) -> dict[str, Bool[Tensor, " n"]]:
     """Where the kinds fire that have one way of being met and are compared with everywhere else."""
     tokens, texts = corpus.context.token, corpus.texts
     has = lambda test: torch.tensor([test(text) for text in texts])[tokens]  # noqa: E731
-    quote, quoted = has(lambda text: quotes(text) % 2 == 1), corpus.state("inside quotes")
+    quote, quoted = has(lambda text: text.count('"') % 2 == 1), corpus.state("inside quotes")
     say, comma = corpus.here("saying"), has(lambda text: text.strip() in (",", ":"))
     return {
         "base form after to or a modal": corpus.penn("TO", "MD"),
@@ -151,10 +151,10 @@ def _plain_writes(corpus: Corpus) -> dict[str, Bool[Tensor, " vocabulary"]]:
     speakers = (classes == CLASSES.index("PROPN")) | (classes == CLASSES.index("PRON"))
     goes_on = _mostly(corpus, corpus.state("within a word"), after=True)
     return {
-        "dialogue: close the quote": test(lambda t: quotes(t) == 1 and t.strip()[:1] not in OPENING),
+        "dialogue: close the quote": test(lambda t: t.count('"') == 1 and not t.strip().startswith('"')),
         "dialogue: who speaks": are(texts, lists()["saying"]) | speakers,
-        "dialogue: open a quote": test(lambda t: t.strip() in OPENING),
-        "sentence end": test(lambda t: t.strip(' "”') in (".", "!", "?")),
+        "dialogue: open a quote": test(lambda t: t.strip() == '"'),
+        "sentence end": test(lambda t: t.strip(' "') in (".", "!", "?")),
         "sentence start": test(lambda t: t.strip()[:1].isupper() or "\n" in t),
         "word completion": goes_on & test(lambda t: t[:1].isalpha()),
     } | {name: frequent(c, here, size) for name, here in phases(c).items()}
@@ -195,14 +195,10 @@ def frequent(context: Contexts, here: Bool[Tensor, " n"], size: int) -> Bool[Ten
     return (inside >= OFTEN) & (inside / max(1, int(here.sum())) >= LIFT * rate)
 
 
-NEAR, FAR = (
-    0.5,
-    0.25,
-)  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
+NEAR, FAR = 0.5, 0.25  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
 LARGER = 1.64  # times the deviation of the mean of equally many random tokens: 95 % of such means are below
 CORRELATION = 0.15  # over tokens, for the two kinds that are read off a correlation
 CLASSWISE, ERASING, FOLLOWING = "word class after word class", "erasing the current token", "word after word"
-GENERAL = (CLASSWISE, ERASING, FOLLOWING)  # kinds that name nothing definite; all others are special kinds
 
 
 def contrast(
@@ -247,6 +243,16 @@ class Effects:
         ways = (self.read >= 1).float() @ self.pairs.float() @ (self.write >= 1).float().T
         return (ways > 0).float().mean().item() * len(self.read)
 
+    def one_sided(self) -> dict[str, Int[Tensor, " k"]]:
+        """As many neurons as there are members that meet one side best, and are no members."""
+        rest, size = self.margin < 1, min(len(self.members), int((self.margin < 1).sum()))
+        best = lambda side: torch.where(rest, _highest(side), -torch.inf).topk(size).indices  # noqa: E731
+        return {"raise these words, fire elsewhere": best(self.write), "fire there, raise others": best(self.read)}
+
+
+def _highest(side: Float[Tensor, "neuron way"]) -> Float[Tensor, " neuron"]:
+    return torch.cat([side, torch.full((len(side), 1), -1e9)], 1).amax(1)
+
 
 def read_effects(activations: Float[Tensor, "n neuron"], reads: Sides) -> dict[str, Float[Tensor, "neuron way"]]:
     """How much higher each neuron is where a kind should fire, in units of the kind's threshold."""
@@ -275,50 +281,107 @@ def threshold(name: str) -> float:
 
 
 def measure(
-    model: TransformerBridge,
-    context: Contexts,
-    activations: Float[Tensor, "n neuron"],
-    reads: Sides,
-    writes: Sides,
+    model: TransformerBridge, context: Contexts, activations: Float[Tensor, "n neuron"], reads: Sides, writes: Sides
 ) -> dict[str, Effects]:
-    """Effect sizes of all neurons on both sides of every kind, and of the two kinds that are correlations."""
+    """Effect sizes of all neurons on both sides of every kind."""
     read, write = read_effects(activations, reads), write_effects(model, writes)
-    found = {}
-    for name in reads:
-        pairs = torch.eye(read[name].shape[1]).bool() if name != CLASSWISE else class_transitions(context) > 0
-        found[name] = Effects(read[name], write[name], pairs)
-    return found
+    pairs = {name: torch.eye(part.shape[1]).bool() for name, part in read.items()}
+    if CLASSWISE in pairs:
+        pairs[CLASSWISE] = class_transitions(context) > 0
+    return {name: Effects(read[name], write[name], pairs[name]) for name in reads}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """All kinds of rule in a model: its sides on explore, and every neuron's effects."""
+
+    explore: Scan = dataclasses.field(repr=False)
+    corpus: Corpus = dataclasses.field(repr=False)
+    writes: Sides = dataclasses.field(repr=False)
+    effects: dict[str, Effects] = dataclasses.field(repr=False)
+
+    @classmethod
+    def of(cls, explore: Scan) -> "Kinds":
+        """Found on explore text, tagged."""
+        corpus = Corpus.of(explore.context, strings(explore.model.tokenizer))
+        writes = writing_sides(corpus)
+        effects = measure(explore.model, explore.context, explore.activations, reading_sides(corpus), writes)
+        return cls(explore, corpus, writes, effects)
+
+    def parts(self, name: str) -> Parts:
+        """A kind's neurons, the clearest first."""
+        effect = self.effects[name]
+        return Parts(name, "neuron", effect.members, effect.margin[effect.members], self.explore.means)
+
+    def where(self, scan: Scan) -> dict[str, tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]]:
+        """Of every kind, the positions where it applies (it should fire, and its token comes next), and those whose next
+        token is none of its."""
+        reads = reading_sides(Corpus(scan.context, self.corpus.texts, self.corpus.names))
+        found = {}
+        for name, effect in self.effects.items():
+            read, write = reads[name][0], self.writes[name][0][:, scan.target]
+            meets = ((effect.pairs.float().T @ read.float() > 0) & write).any(0)
+            found[name] = meets, ~write.any(0)
+        return found
+
+    def own_kind(self) -> Int[Tensor, " neuron"]:
+        """Every neuron's kind, by number: of those that it belongs to the one with the largest margin (CLASSWISE only
+        where there is no other); the number of kinds for a neuron that fits nowhere."""
+        names, table = list(self.effects), torch.stack([effect.margin for effect in self.effects.values()], 1)
+        named = torch.tensor([name != CLASSWISE for name in names])
+        table = torch.where(table >= 1, table + 1e6 * named, -torch.inf)
+        return torch.where(table.amax(1) >= 1, table.argmax(1), len(names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    """What a kind's neurons are worth on other text, nats: where the kind applies, beside neurons that meet one side of it
+    and neurons that write as strongly; and where none of its words comes next. best: the places (of the scan) where most
+    is lost, each from another story."""
+
+    pair: Comparison
+    elsewhere: Estimate
+    best: list[int]
+
+
+def needed(kinds: Kinds, name: str, scan: Scan, where: tuple[Tensor, Tensor], most: int = 250) -> Needed | None:
+    """Measure a kind's neurons at up to `most` positions of each sort; None where it has no neurons, or hardly applies."""
+    members, generator = kinds.parts(name), torch.Generator().manual_seed(0)
+    if not len(members) or int(where[0].sum()) < 10:
+        return None
+    rows = [part.nonzero()[:, 0] for part in where]
+    rows = [part[torch.randperm(len(part), generator=generator)[:most]] for part in rows]
+    here, there = (scan.at(part) for part in rows)
+    rivals = {rival: dataclasses.replace(members, index=index) for rival, index in kinds.effects[name].one_sided().items()}
+    rivals |= {f"as strong writers {i}": s for i, s in enumerate(matched_sets(kinds.explore, members, 8), 1)}
+    lost = costs(here, members)
+    pair = compare(lost, {rival: costs(here, parts) for rival, parts in rivals.items()}, here.story)
+    best = {int(here.story[i]): int(rows[0][i]) for i in lost.argsort().tolist()}  # the last of a story is its largest
+    order = sorted(best.values(), key=lambda row: -float(lost[rows[0] == row][0]))
+    return Needed(pair, estimate(costs(there, members), there.story), order)
 
 
 def correlations(
-    model: TransformerBridge,
-    token: Int[Tensor, " n"],
-    activations: Float[Tensor, "n neuron"],
-    least: int = 5,
-    dealt: Int[Tensor, " neuron"] | None = None,
+    model: TransformerBridge, token: Int[Tensor, " n"], activations: Float[Tensor, "n neuron"], least: int = 5
 ) -> Float[Tensor, " neuron"]:
     """Correlation over tokens between a neuron's mean activation where a token stands and its write on that token.
 
     With the current token in `token`: whether it supports or erases what it fires on. With the next token: whether
-    it supports what comes next. `dealt` gives every neuron another's write, a control.
+    it supports what comes next.
     """
     tokens, inverse, counts = torch.unique(token, return_inverse=True, return_counts=True)
     kept = counts >= least
     means = torch.zeros(len(tokens), activations.shape[1]).index_add_(0, inverse, activations) / counts[:, None]
     rows = []
     for part in torch.arange(model.cfg.d_mlp).split(256):
-        source = part if dealt is None else dealt[part]
-        a, b = means[kept][:, part].T, logit_writes(model, source)[:, tokens[kept]]
+        a, b = means[kept][:, part].T, logit_writes(model, part)[:, tokens[kept]]
         a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
         rows.append((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12))
     return torch.cat(rows)
 
 
 def margins(
-    effects: dict[str, Effects],
-    erasing: Float[Tensor, " neuron"],
-    following: Float[Tensor, " neuron"],
-    lookup: Bool[Tensor, " neuron"],
+    effects: dict[str, Effects], erasing: Tensor, following: Tensor, lookup: Bool[Tensor, " neuron"]
 ) -> dict[str, Float[Tensor, " neuron"]]:
     """Every kind's margin (at least 1 for a member). erasing, following: `correlations` with the current and the next
     token. lookup: whether single words (here or before) explain most of what is explained of a neuron."""
@@ -326,211 +389,3 @@ def margins(
     found[ERASING] = -erasing / CORRELATION
     found[FOLLOWING] = torch.where(lookup, following / CORRELATION, -torch.inf)
     return found
-
-
-def assign(
-    margin: dict[str, Float[Tensor, " neuron"]], general: tuple[str, ...] = GENERAL
-) -> Int[Tensor, " neuron"]:
-    """Every neuron's kind, by number: of the special kinds that it belongs to the one with the largest margin, else of
-    the general ones; the number of kinds for a neuron that fits nowhere."""
-    names = list(margin)
-    table = torch.stack(list(margin.values()), 1)
-    special = torch.tensor([name not in general for name in names])
-    table = torch.where(table >= 1, table + 1e6 * special, -torch.inf)
-    return torch.where(table.amax(1) >= 1, table.argmax(1), len(names))
-
-
-UNLIKE = 0.2  # by this share the support of matched sets may differ from that of the kind's neurons
-
-
-@dataclasses.dataclass(frozen=True)
-class Removal:
-    """What removing a kind's neurons costs. own: where it should fire and one of its tokens comes next. elsewhere:
-    where another token comes next. beyond: own less elsewhere, against the mean of the matched sets (interval over
-    stories). beaten: share of matched sets whose own less elsewhere is smaller; by_chance: the same for one of the
-    matched sets among the others. support: how far members, and matched sets, support the kind's tokens."""
-
-    own: float
-    elsewhere: float
-    beyond: Estimate
-    beaten: float
-    by_chance: float
-    support: tuple[float, float]
-    positions: int
-
-    @property
-    def needed(self) -> bool:
-        """Whether the kind costs more where it applies than elsewhere, and this difference is larger than in 95 % of the
-        matched sets, and than in their mean."""
-        return self.own > self.elsewhere and self.beaten >= 0.95 and self.beyond.low > 0
-
-    @property
-    def matched(self) -> bool:
-        """Whether the members support the kind's tokens at most a fifth more or less than the matched sets do."""
-        return abs(self.support[0] - self.support[1]) <= UNLIKE * abs(self.support[1])
-
-    @property
-    def passes(self) -> bool:
-        """Whether the kind is needed just where it applies, against sets that are fairly matched."""
-        return self.needed and self.matched and self.positions > 0
-
-    @property
-    def verdict(self) -> str:
-        """The verdict in words; VERDICTS says what each means."""
-        if self.positions and self.own <= self.elsewhere:
-            return "more elsewhere"
-        return "passes" if self.passes else "not matched" if self.needed else "fails"
-
-
-VERDICTS = {  # what each verdict says of "the neurons are needed just where the kind applies", and the library's status
-    "passes": ("holds, against fairly matched sets.", "holds"),
-    "not matched": ("is not shown: they support its tokens more than their matched sets do.", "not shown"),
-    "more elsewhere": ("does not hold: they cost no less where other words come next.", "refuted"),
-    "fails": ("is not shown: some matched sets are needed there as much.", "not shown"),
-}
-NOTHING = Removal(0.0, 0.0, Estimate(0.0, 0.0, 0.0), 0.0, 0.0, (0.0, 0.0), 0)
-
-
-def removal(
-    model: TransformerBridge,
-    members: Int[Tensor, " k"],
-    alike: Float[Tensor, "neuron feature"],
-    state: tuple[
-        Float[Tensor, "n d_model"], Float[Tensor, "n neuron"], Float[Tensor, " neuron"], Int[Tensor, " n"]
-    ],
-    own: Bool[Tensor, " n"],
-    other: Bool[Tensor, " n"],
-    story: Int[Tensor, " n"],
-    sets: int = 50,
-    positions: int = 200,
-) -> Removal:
-    """Ablate a kind's members, and random sets of as many other neurons that are `alike` (in single effect and in how much
-    they support the kind's tokens, the last feature). state: residual, activations, means, target."""
-    generator = torch.Generator().manual_seed(0)
-    if not len(members) or int(own.sum()) < 10:
-        return NOTHING
-    rivals = matched_sets(members, alike, sets)
-    costs, extra = [], []
-    for here in (own, other):
-        rows = here.nonzero()[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=generator)[:positions]]
-        residual, activations, means, target = state
-        all_sets = [members, *rivals]
-        cost = set_effects(model, residual[rows], activations[rows], means, target[rows], all_sets)
-        extra.append(_over_stories(cost[0] - cost[1:].mean(0), story[rows]))
-        costs.append(cost.mean(1))
-    gap, support = costs[0] - costs[1], alike[:, -1]
-    beaten, by_chance = ((gap[i + 1 :] < gap[i]).float().mean().item() for i in (0, 1))
-    supports = support[members].mean().item(), torch.cat([support[s] for s in rivals]).mean().item()
-    own_cost, other_cost = costs[0][0].item(), costs[1][0].item()
-    return Removal(own_cost, other_cost, difference(*extra), beaten, by_chance, supports, int(own.sum()))
-
-
-def _over_stories(values: Float[Tensor, " n"], story: Int[Tensor, " n"]) -> Estimate:
-    """Mean with a bootstrap interval over stories."""
-    table = StoryTable()
-    table.add(story, {"value": values})
-    return table.estimate("value")
-
-
-def removals(
-    model: TransformerBridge,
-    effects: dict[str, Effects],
-    single: Float[Tensor, " neuron"],
-    state: tuple[
-        Float[Tensor, "n d_model"], Float[Tensor, "n neuron"], Float[Tensor, " neuron"], Int[Tensor, " n"]
-    ],
-    context: Contexts,
-    reads: Sides,
-    writes: Sides,
-    sets: int = 50,
-) -> dict[str, Removal]:
-    """`removal` of every kind's members, against `sets` sets alike in single effect and in their write on the kind's tokens."""
-    found = {}
-    for name, effect in effects.items():
-        support = torch.cat([effect.write, torch.full((len(single), 1), -1.0)], 1).amax(1)
-        alike = torch.stack([single, support], 1)
-        where = ways_met(reads, writes, name, effect.pairs, context)
-        found[name] = removal(model, effect.members, alike, state, *where, context.story, sets)
-    return found
-
-
-def ways_met(
-    reads: Sides, writes: Sides, name: str, pairs: Bool[Tensor, "reading writing"], context: Contexts
-) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Positions where a kind applies (it should fire and its token comes next), and those whose next token is none of its.
-    pairs: which way of reading goes with which way of writing (`Effects.pairs`, from explore)."""
-    read, write = reads[name][0], writes[name][0][:, context.target]
-    meets = ((pairs.float().T @ read.float() > 0) & write).any(0)
-    return meets, ~write.any(0)
-
-
-def replicated(effect: Effects, read: Float[Tensor, "neuron reading"]) -> float:
-    """Share of a kind's members that meet the threshold of reading again, in effects measured on other text."""
-    again = dataclasses.replace(effect, read=read).margin[effect.members] >= 1
-    return again.float().mean().item() if len(again) else 0.0
-
-
-def shares_of(kind: Int[Tensor, " neuron"], kinds: int, single: Float[Tensor, " neuron"]) -> list[float]:
-    """Share of all single ablation effects (negative ones counted as none) that each kind's neurons have."""
-    effect = single.clamp(min=0)
-    return [(effect[kind == i].sum() / effect.sum().clamp(min=1e-12)).item() for i in range(kinds)]
-
-
-def together(effects: dict[str, Effects], deals: int = 5) -> tuple[int, float, int, float]:
-    """Neurons that are members of at least one of some kinds and, if the writes were dealt anew among the neurons, how many
-    there would be (mean of several deals); then memberships, and how many of them by chance."""
-    union = lambda parts: int(torch.stack([p.margin >= 1 for p in parts]).any(0).sum())  # noqa: E731
-    found, neurons = union(effects.values()), len(next(iter(effects.values())).write)
-    orders = [torch.randperm(neurons, generator=torch.Generator().manual_seed(seed)) for seed in range(deals)]
-    dealt = [union([dataclasses.replace(e, write=e.write[order]) for e in effects.values()]) for order in orders]
-    members, chance = (
-        sum(part) for part in zip(*((len(e.members), e.by_chance) for e in effects.values()), strict=True)
-    )
-    return found, sum(dealt) / deals, members, chance
-
-
-def table(
-    effects: dict[str, Effects],
-    tests: dict[str, Removal],
-    fires: dict[str, float],
-    counts: dict[str, tuple[int, float | None]],
-    shares: list[float],
-) -> str:
-    """All kinds as a Markdown table. fires: share of members that fire so on other text. counts: members, and how many by
-    chance, of the kinds without this test."""
-    heads = ["kind", "neurons", "by chance", "fires so on confirm", "cost where it applies", "elsewhere"]
-    heads += ["beyond matched sets", "matched sets below", "support (matched)", "verdict", "share"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for (name, effect), share in zip(effects.items(), shares, strict=False):
-        test, mark = tests[name], "°" * (name in lists()["far"])
-        cells = [f"{name}{mark}", str(len(effect.members)), f"{effect.by_chance:.0f}", f"{fires[name]:.0%}"]
-        cells += [f"**{test.own:.2f}**", f"{test.elsewhere:.2f}", test.beyond.text(), f"{test.beaten:.0%}"]
-        cells += [f"{test.support[0]:.1f} ({test.support[1]:.1f})", test.verdict]
-        lines.append("| " + " | ".join([*cells, f"{share:.1%}"]) + " |")
-    for (name, (count, chance)), share in zip(counts.items(), shares[len(effects) :], strict=True):
-        usual = "" if chance is None else f"{chance:.0f}"
-        lines.append(f"| {name} | {count} | {usual} | | | | | | | not of this test | {share:.1%} |")
-    return "\n".join(lines)
-
-
-def special_tests(
-    model: TransformerBridge, halves: tuple[list[Story], list[Story]], corpus: Corpus, sets: int = 20
-) -> dict[str, Removal]:
-    """The test of every special kind in a model: members found on the first half, removed on the second, against `sets` matched sets.
-
-    corpus: names for the cast. Sets are matched in the size of what a neuron writes (the norm of its weights times its
-    deviation), which stands for its single effect.
-    """
-    context, activations, _ = gather(model, halves[0])
-    texts = strings(model.tokenizer)
-    seen = Corpus(context, texts, corpus.names)
-    reads, writes = reading_sides(seen), writing_sides(seen)
-    effects = measure(model, context, activations, reads, writes)
-    special = {name: effect for name, effect in effects.items() if name not in GENERAL}
-    size, means = model.W_out[0].norm(dim=1) * activations.std(0), activations.mean(0)
-    del activations
-    held, held_activations, held_residual = gather(model, halves[1])
-    again = reading_sides(Corpus(held, texts, corpus.names))
-    state = held_residual, held_activations, means, held.target
-    return removals(model, special, torch.nan_to_num(size), state, held, again, writes, sets)
