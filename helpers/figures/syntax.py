@@ -1,16 +1,32 @@
 """Static figures of notebook 04: sets of neurons, grafts, where two inputs meet, a story word by word."""
 
 import math
+import textwrap
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from helpers.figures.base import COLOURS, STYLE, new_axes
+from helpers.core.estimates import Estimate
+from helpers.figures.base import COLOURS, new_axes
 
-HERE, STORY, BOTH = COLOURS["model"], COLOURS["control"], COLOURS["accent"]
+HERE, STORY, BOTH, INK = COLOURS["model"], COLOURS["control"], COLOURS["accent"], COLOURS["ink"]
+
+
+def dots(rows: dict[str, list[Estimate | float]], names: list[str], title: str, unit: str) -> Figure:
+    """A line a row with a point for each of some measures, with its interval where it has one."""
+    figure, (axis,) = new_axes(8.6, 1.3 + 0.27 * len(rows))
+    for i, (name, colour) in enumerate(zip(names, (HERE, STORY, COLOURS["baseline"]), strict=False)):
+        column = [row[i] if isinstance(row[i], Estimate) else Estimate(*[row[i]] * 3) for row in rows.values()]
+        means, place = [value.mean for value in column], np.arange(len(rows)) + 0.12 * (i - (len(names) - 1) / 2)
+        errors = [[value.mean - value.low for value in column], [value.high - value.mean for value in column]]
+        axis.errorbar(means, place, xerr=errors if rows else None, fmt="o", ms=6, color=colour, lw=1.2, label=name)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set(title=title, xlabel=unit, ylim=(len(rows) - 0.4, -0.6))
+    axis.grid(axis="y", color="#eeeeee")
+    axis.axvline(0, color="#999999", lw=0.8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
+    return figure
 
 
 def theme_map(gains: np.ndarray, themes: list[str], title: str) -> Figure:
@@ -22,8 +38,7 @@ def theme_map(gains: np.ndarray, themes: list[str], title: str) -> Figure:
     axis.set_yticks(range(len(themes)), themes)
     axis.set(title=title, xlabel="words of …", ylabel="after a story of …")
     for (y, x), value in np.ndenumerate(gains):
-        ink = "white" if abs(value) > 0.6 * limit else COLOURS["ink"]
-        axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
+        axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if abs(value) > 0.6 * limit else INK)  # fmt: skip
     figure.colorbar(image, ax=axis, label="logits gained")
     return figure
 
@@ -31,9 +46,7 @@ def theme_map(gains: np.ndarray, themes: list[str], title: str) -> Figure:
 def sets(hears: np.ndarray, writes: np.ndarray, members: dict[str, np.ndarray], costs: np.ndarray) -> Figure:
     """Every neuron by what it hears and writes, two sets marked; beside it what removing a set costs [set 2]: the two, then
     random ones."""
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.3))
-    plt.close(figure)
+    figure, (left, right) = new_axes(10, 4.3, columns=2)
     left.scatter(hears, writes, s=7, color=COLOURS["baseline"], label="other neurons")
     for (name, index), (x, y), colour in zip(members.items(), costs, (HERE, STORY), strict=False):
         left.scatter(hears[index], writes[index], s=9, color=colour, label=name)
@@ -43,40 +56,29 @@ def sets(hears: np.ndarray, writes: np.ndarray, members: dict[str, np.ndarray], 
     right.scatter(*costs[2:].T, s=18, color=COLOURS["baseline"], label="without a random set")
     high = float(costs.max()) * 1.35
     right.plot([0, high], [0, high], color="#999999", lw=0.8, ls="--")
-    right.set(title="Each set is needed for its own question", xlabel="class of the next word: nats lost")
-    right.set(ylabel="which word of that class: nats lost", xlim=(0, high), ylim=(0, high))
+    right.set(title="What is lost without a quarter of the neurons", xlabel="class of the next word: nats lost")
+    right.set(ylabel="which word of that class: nats lost", xlim=(min(0, costs.min()), high), ylim=(min(0, costs.min()), high))  # fmt: skip
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8.5, loc="upper left")
     return figure
 
 
-def over_sizes(axis: Axes, sizes: list[int], lines: dict[str, list[float]], band: np.ndarray, colours: list) -> None:
-    """Lines over set sizes, and random sets [size set] as a band from lowest to highest."""
-    axis.fill_between(sizes, band.min(1), band.max(1), color=COLOURS["baseline"], alpha=0.4, lw=0, label="random sets")
-    for (name, values), colour in zip(lines.items(), colours, strict=False):
-        axis.plot(sizes, values, "-o", ms=4, color=colour, label=name)
-    axis.set(xscale="log", xlabel="neurons in each set")
-    axis.set_xticks(sizes, [str(k) for k in sizes])
-    axis.minorticks_off()
-    axis.legend(frameon=False, fontsize=8.5)
-
-
-def grafts(sizes: list[int], lines: dict[str, list[float]], band: np.ndarray, title: str) -> Figure:
-    """Share of pairs in which a graft says the class of A with the theme of B."""
-    figure, (axis,) = new_axes(7.6, 3.8)
-    over_sizes(axis, sizes, lines, band, [BOTH, COLOURS["model"], COLOURS["ink"]])
-    axis.set(title=title, ylabel="share of pairs of sentences", ylim=(0, 1.05))
-    return figure
-
-
-def removal(sizes: list[int], panels: dict[str, tuple[dict[str, list[float]], np.ndarray]]) -> Figure:
-    """Share of a gain that is left without sets of growing size, a panel a gain."""
-    figure, axes = new_axes(10, 3.8, columns=len(panels), sharey=True)
+def over_sizes(
+    sizes: list[int], panels: dict[str, tuple[dict[str, list[float]], np.ndarray]], label: str, colours: list[str]
+) -> Figure:
+    """Lines over set sizes, and random sets [size set] as a band from lowest to highest, a panel a title."""
+    figure, axes = new_axes(10 if len(panels) > 1 else 7.6, 3.8, columns=len(panels), sharey=True)
     for axis, (title, (lines, band)) in zip(axes, panels.items(), strict=True):
-        over_sizes(axis, sizes, lines, band, [HERE, STORY])
+        low, high = band.min(1), band.max(1)
+        axis.fill_between(sizes, low, high, color=COLOURS["baseline"], alpha=0.4, lw=0, label="random sets")
+        for (name, values), colour in zip(lines.items(), colours, strict=False):
+            axis.plot(sizes, values, "-o", ms=4, color=colour, label=name)
+        axis.set(title=title, xlabel="neurons in each set", xscale="log")
+        axis.set_xticks(sizes, [str(k) for k in sizes])
+        axis.minorticks_off()
         axis.axhline(1, color="#999999", lw=0.8, ls="--")
-        axis.set_title(title)
-    axes[0].set(ylabel="share of it that is left", ylim=(0, None))
+        axis.legend(frameon=False, fontsize=8.5)
+    axes[0].set(ylabel=label, ylim=(min(0, axes[0].get_ylim()[0]), None))
     return figure
 
 
@@ -97,28 +99,29 @@ def stages(shares: dict[str, list[float]], title: str) -> Figure:
     return figure
 
 
-def meeting(inputs: dict[str, float], title: str, sizes: list[int], lines: dict[str, list[float]]) -> Figure:
-    """One neuron's answer to four inputs on its curve; beside it how much of the meeting growing sets of neurons carry."""
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.1), width_ratios=[1.25, 1])
-    plt.close(figure)
-    span = max(1.5, *(abs(x) for x in inputs.values())) * 1.25
-    x = np.linspace(-span, span, 200)
+def meeting(inputs: dict[str, tuple[float, float]], titles: tuple[str, str], sizes: list[int], lines: dict[str, list[float]]) -> Figure:  # fmt: skip
+    """One neuron's answer to four inputs on its curve, each the sum of a part from here and one from the story (arrows);
+    beside it how much of the meeting growing sets of neurons carry."""
+    figure, (left, right) = new_axes(10, 4.6, columns=2, width_ratios=[1.25, 1])
     gelu = np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / 2**0.5)))
+    ends = [0.0, *(end for here, story in inputs.values() for end in (here, here + story))]
+    x = np.linspace(min(ends) - 0.5, max(ends) + 0.5, 200)
     left.plot(x, gelu(x), color=COLOURS["baseline"], lw=2)
-    marks = zip(inputs.items(), (BOTH, HERE, STORY, COLOURS["ink"]), strict=False)
-    for i, ((name, value), colour) in enumerate(marks):
-        left.plot([value] * 2, [0, gelu(value)], color=colour, lw=1, ls=":")
-        left.scatter([value], [gelu(value)], color=colour, s=55, zorder=3, label=f"{name}: {gelu(value):+.1f}")
-        left.annotate("", (value, -0.12 * i - 0.25), (0, -0.12 * i - 0.25), arrowprops={"arrowstyle": "->", "color": colour})
-    left.axhline(0, color="#cccccc", lw=0.8, zorder=0)
-    left.set(title=title, xlabel="its input: here and story added up (arrows)", ylabel="its activation")
+    step = 0.11 * float(gelu(x).max() + 0.2)
+    for i, ((name, (here, story)), colour) in enumerate(
+        zip(inputs.items(), (BOTH, HERE, STORY, INK), strict=False)
+    ):
+        total, y = here + story, -0.3 - step * (i + 1)
+        left.plot([total, total], [y, gelu(total)], color=colour, lw=0.8, ls=":")
+        left.scatter([total], [gelu(total)], color=colour, s=55, zorder=3, label=f"{name}: {gelu(total):.1f}")
+        for start, end, y, arrow in ((0, here, y, HERE), (here, total, y - 0.2 * step, STORY)):
+            left.annotate("", (end, y), (start, y), arrowprops={"arrowstyle": "->", "color": arrow, "lw": 1.8, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+    left.set(title=titles[0], ylabel="its activation", ylim=(-0.5 - 5 * step, None))
+    left.set_xlabel("its input: what comes from here (blue) and from the story (orange), added up")
     left.legend(frameon=False, fontsize=8.5, loc="upper left")
     for (name, values), style in zip(lines.items(), ("-o", "--", ":"), strict=False):
-        right.plot(sizes, values, style, ms=4, color=BOTH if style == "-o" else COLOURS["ink"], label=name)
-    right.axhline(0.5, color="#999999", lw=0.8, ls="--")
-    right.set(title="Few neurons carry half of the meeting", xlabel="neurons that may do more than add", ylim=(0, 1.05))
-    right.set_ylabel("share of the meeting's worth (in nats)")
+        right.plot(sizes, values, style, ms=4, color=BOTH if style == "-o" else INK, label=name)
+    right.set(title=titles[1], xlabel="neurons that may do more than add", ylabel="nats a word gained by meeting")
     right.legend(frameon=False, fontsize=8.5, loc="lower right")
     return figure
 
@@ -126,18 +129,23 @@ def meeting(inputs: dict[str, float], title: str, sizes: list[int], lines: dict[
 def word_by_word(words: list[str], pushes: np.ndarray, names: list[str], downs: list[str], title: str) -> Figure:
     """A sentence in columns: bars of what pushed each word up [word 3] (the last words, the story, a kind of rule, which is
     named), and below, what was pushed down."""
-    figure, (axis,) = new_axes(11, 5.2)
+    figure, (axis,) = new_axes(11, 5)
     bottom, place = np.zeros(len(words)), np.arange(len(words))
-    for values, name, colour in zip(pushes.T, ("the last words", "the story so far", "a kind of rule, named"), (HERE, STORY, BOTH), strict=True):  # fmt: skip
+    legend = zip(
+        pushes.T, ("the last words", "the story so far", "a kind of rule, named"), (HERE, STORY, BOTH), strict=True
+    )
+    for values, name, colour in legend:
         axis.bar(place, values, bottom=bottom, width=0.62, color=colour, label=name)
         bottom = bottom + values
+    fold = lambda text: "\n".join(textwrap.fill(line, 11) for line in text.split("\n"))  # noqa: E731
     for x, (word, name, down) in enumerate(zip(words, names, downs, strict=True)):
-        axis.text(x, bottom[x] + 0.25, name, rotation=60, fontsize=8.5, color=BOTH, ha="left", va="bottom")
-        axis.text(x, -0.5, word, ha="center", va="top", fontsize=11, weight="bold")
-        axis.text(x, -1.9, down, ha="center", va="top", fontsize=8, color="#777777")
-    high = float(bottom.max())
-    axis.set(title=title, ylabel="pushed up by (logits)", xlim=(-0.6, len(words) - 0.2), ylim=(-5.2, high + 5.5))
-    axis.set_yticks(range(0, int(high) + 1, 5))
+        axis.text(x, bottom[x] + 0.25, fold(name), fontsize=8.5, color=BOTH, ha="center", va="bottom")
+        axis.text(x, -0.5, word, ha="center", va="top", fontsize=12, weight="bold")
+        axis.text(x, -2.0, fold(down), ha="center", va="top", fontsize=8.5, color="#666666")
+    axis.set(
+        title=title, ylabel="pushed up by (logits)", xlim=(-0.6, len(words) - 0.4), ylim=(-5.5, bottom.max() + 4)
+    )
+    axis.set_yticks(range(0, int(bottom.max()) + 1, 5))
     axis.spines["bottom"].set_visible(False)
     axis.set_xticks([])
     axis.legend(frameon=False, ncols=3, loc="upper right", fontsize=9)

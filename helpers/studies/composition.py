@@ -73,7 +73,8 @@ def activations(model: TransformerBridge, stream: Stream) -> Float[Tensor, "n ne
 def reads_here(inputs: Inputs) -> Float[Tensor, " neuron"]:
     """Of the variance that both inputs bring to each neuron, the share that comes from here."""
     of_here, of_story = (
-        ((part - part.mean(-1, keepdim=True)) @ inputs.model.W_in[0]).var(0) for part in (inputs.here, inputs.story)
+        ((part - part.mean(-1, keepdim=True)) @ inputs.model.W_in[0]).var(0)
+        for part in (inputs.here, inputs.story)
     )
     return of_here / (of_here + of_story)
 
@@ -105,7 +106,10 @@ def stratified_sets(
     chosen: list[list[Tensor]] = [[] for _ in scores]
     strata, start = strength.argsort(descending=True, stable=True).split(stratum), 0
     for rows in strata:
-        take, start = size * (start + len(rows)) // len(strength) - size * start // len(strength), start + len(rows)
+        take, start = (
+            size * (start + len(rows)) // len(strength) - size * start // len(strength),
+            start + len(rows),
+        )
         free = torch.ones(len(rows), dtype=torch.bool)
         for score, kept in zip(scores, chosen, strict=True):
             best = torch.where(free, score[rows], -torch.inf).topk(min(take, int(free.sum()))).indices
@@ -177,9 +181,7 @@ def fit_sum(effects: Float[Tensor, "2 n neuron"], neurons: Float[Tensor, "n neur
     return torch.linalg.lstsq(columns, neurons.T[..., None]).solution[..., 0]
 
 
-def add_up(
-    effects: Float[Tensor, "2 n neuron"], weights: Float[Tensor, "neuron 3"]
-) -> Float[Tensor, "n neuron"]:
+def add_up(effects: Float[Tensor, "2 n neuron"], weights: Float[Tensor, "neuron 3"]) -> Float[Tensor, "n neuron"]:
     """The rival that knows both inputs and not what they make together: neurons that only add."""
     return weights[:, 0] * effects[0] + weights[:, 1] * effects[1] + weights[:, 2]
 

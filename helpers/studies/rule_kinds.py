@@ -195,7 +195,10 @@ def frequent(context: Contexts, here: Bool[Tensor, " n"], size: int) -> Bool[Ten
     return (inside >= OFTEN) & (inside / max(1, int(here.sum())) >= LIFT * rate)
 
 
-NEAR, FAR = 0.5, 0.25  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
+NEAR, FAR = (
+    0.5,
+    0.25,
+)  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
 LARGER = 1.64  # times the deviation of the mean of equally many random tokens: 95 % of such means are below
 CORRELATION = 0.15  # over tokens, for the two kinds that are read off a correlation
 CLASSWISE, ERASING, FOLLOWING = "word class after word class", "erasing the current token", "word after word"
@@ -281,7 +284,11 @@ def threshold(name: str) -> float:
 
 
 def measure(
-    model: TransformerBridge, context: Contexts, activations: Float[Tensor, "n neuron"], reads: Sides, writes: Sides
+    model: TransformerBridge,
+    context: Contexts,
+    activations: Float[Tensor, "n neuron"],
+    reads: Sides,
+    writes: Sides,
 ) -> dict[str, Effects]:
     """Effect sizes of all neurons on both sides of every kind."""
     read, write = read_effects(activations, reads), write_effects(model, writes)
@@ -352,11 +359,16 @@ def needed(kinds: Kinds, name: str, scan: Scan, where: tuple[Tensor, Tensor], mo
     rows = [part.nonzero()[:, 0] for part in where]
     rows = [part[torch.randperm(len(part), generator=generator)[:most]] for part in rows]
     here, there = (scan.at(part) for part in rows)
-    rivals = {rival: dataclasses.replace(members, index=index) for rival, index in kinds.effects[name].one_sided().items()}
+    rivals = {
+        rival: dataclasses.replace(members, index=index)
+        for rival, index in kinds.effects[name].one_sided().items()
+    }
     rivals |= {f"as strong writers {i}": s for i, s in enumerate(matched_sets(kinds.explore, members, 8), 1)}
     lost = costs(here, members)
     pair = compare(lost, {rival: costs(here, parts) for rival, parts in rivals.items()}, here.story)
-    best = {int(here.story[i]): int(rows[0][i]) for i in lost.argsort().tolist()}  # the last of a story is its largest
+    best = {
+        int(here.story[i]): int(rows[0][i]) for i in lost.argsort().tolist()
+    }  # the last of a story is its largest
     order = sorted(best.values(), key=lambda row: -float(lost[rows[0] == row][0]))
     return Needed(pair, estimate(costs(there, members), there.story), order)
 

@@ -48,7 +48,7 @@ class Stimuli:
     @property
     def texts(self) -> list[str]:
         """Every stimulus as text."""
-        return [f"{opening} {wording}" for _, _, opening, wording in self.rows]
+        return [f"{opening} {wording}".strip() for _, _, opening, wording in self.rows]
 
     @property
     def themes(self) -> list[str]:
@@ -123,7 +123,9 @@ class Cells:
         """
         tokens = [[_tokens(model, made.words[theme][name]) for theme in made.themes] for name in made.classes]
         if min(len(cell) for row in tokens for cell in row) < LEAST_WORDS:
-            raise WorkbookError("The tokenizer splits most words of a cell: add words to helpers/data/stimuli.json.")
+            raise WorkbookError(
+                "The tokenizer splits most words of a cell: add words to helpers/data/stimuli.json."
+            )
         means = [torch.stack([model.W_U.T[cell].mean(0) for cell in row]) for row in tokens]
         biases = [torch.stack([model.b_U[cell].mean() for cell in row]) for row in tokens]
         return cls(model, torch.stack(means), torch.stack(biases))
@@ -174,6 +176,10 @@ class Spoken:
         about = self.themes[row, made.theme[b]] > self.themes[row, made.theme[a]]
         return torch.stack([right, about, right & about])
 
+    def at(self, rows: Int[Tensor, " k"]) -> "Spoken":
+        """The same of some of the streams."""
+        return Spoken(self.classes[rows], self.themes[rows])
+
     def best(self, made: Stimuli, of_class: Int[Tensor, " n"], of_theme: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether the class is the likeliest of all that frames ask for, and the theme the strongest of all themes."""
         right = self.classes.argmax(1) == made.asked[of_class]
@@ -203,6 +209,18 @@ class Listener:
         chunks = logits_in_chunks(self.cells.model, residual)
         classes = torch.cat([logits.softmax(-1) @ one_hot for (logits,) in chunks])
         return Spoken(classes, self.cells.logits(residual).mean(1) - self.centre)
+
+
+def heard_rightly(
+    said: Spoken, made: Stimuli, pairs: Int[Tensor, "2 pair"], least: int = 20
+) -> Bool[Tensor, " pair"]:
+    """Pairs in which the model as it is says both sentences' class and theme, of the two in question; all of them where
+    hardly any is right (a model that knows neither). said: of every stimulus."""
+    a, b = pairs
+    one, two = said.at(a), said.at(b)
+    classes = one.has(made, a, b)[0] & two.has(made, b, a)[0]
+    right = classes & one.has(made, b, a)[1] & two.has(made, a, b)[1]
+    return right if int(right.sum()) >= least else torch.ones_like(right)
 
 
 def over_themes(
