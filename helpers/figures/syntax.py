@@ -4,11 +4,10 @@ import math
 import textwrap
 
 import numpy as np
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from helpers.core.estimates import Estimate
-from helpers.figures.base import COLOURS, new_axes
+from helpers.figures.base import COLOURS, entitle, new_axes
 
 HERE, STORY, BOTH, INK = COLOURS["model"], COLOURS["control"], COLOURS["accent"], COLOURS["ink"]
 
@@ -22,42 +21,30 @@ def dots(rows: dict[str, list[Estimate | float]], names: list[str], title: str, 
         errors = [[value.mean - value.low for value in column], [value.high - value.mean for value in column]]
         axis.errorbar(means, place, xerr=errors if rows else None, fmt="o", ms=6, color=colour, lw=1.2, label=name)
     axis.set_yticks(range(len(rows)), list(rows))
-    axis.set(title=title, xlabel=unit, ylim=(len(rows) - 0.4, -0.6))
+    entitle(axis, title, unit)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="y", color="#eeeeee")
-    axis.axvline(0, color="#999999", lw=0.8)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
     return figure
 
 
-def theme_map(gains: np.ndarray, themes: list[str], title: str) -> Figure:
-    """Logits that words of each theme (columns) gain after openings of each theme (rows)."""
-    figure, (axis,) = new_axes(7.6, 4.4)
-    limit = float(np.abs(gains).max())
-    image = axis.imshow(gains, cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
-    axis.set_xticks(range(len(themes)), themes, rotation=35, ha="right")
-    axis.set_yticks(range(len(themes)), themes)
-    axis.set(title=title, xlabel="words of …", ylabel="after a story of …")
-    for (y, x), value in np.ndenumerate(gains):
-        axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if abs(value) > 0.6 * limit else INK)  # fmt: skip
-    figure.colorbar(image, ax=axis, label="logits gained")
-    return figure
-
-
 def sets(hears: np.ndarray, writes: np.ndarray, members: dict[str, np.ndarray], costs: np.ndarray) -> Figure:
-    """Every neuron by what it hears and writes, two sets marked; beside it what removing a set costs [set 2]: the two, then
-    random ones."""
+    """Every neuron by what it hears and writes, two sets marked; beside it what removing each costs [set 2], and random ones."""
     figure, (left, right) = new_axes(10, 4.3, columns=2)
     left.scatter(hears, writes, s=7, color=COLOURS["baseline"], label="other neurons")
     for (name, index), (x, y), colour in zip(members.items(), costs, (HERE, STORY), strict=False):
         left.scatter(hears[index], writes[index], s=9, color=colour, label=name)
         right.scatter([x], [y], s=90, color=colour, zorder=3, label=f"without the {name}")
-    left.set(title="What neurons hear, and what they choose", xlabel="share of what moves it that comes from here")
+    left.set(
+        title="What neurons hear, and what they choose",
+        xlabel="share of what moves it that comes from the last words",
+    )
     left.set(ylabel="share of its write that chooses a class of word", ylim=(0, min(1, float(writes.max()) * 1.3)))
     right.scatter(*costs[2:].T, s=18, color=COLOURS["baseline"], label="without a random set")
-    high = float(costs.max()) * 1.35
-    right.plot([0, high], [0, high], color="#999999", lw=0.8, ls="--")
+    low, high = min(0.0, float(costs.min())), float(costs.max()) * 1.35
+    right.plot([low, high], [low, high], color="#999999", lw=0.8, ls="--")
     right.set(title="What is lost without a quarter of the neurons", xlabel="class of the next word: nats lost")
-    right.set(ylabel="which word of that class: nats lost", xlim=(min(0, costs.min()), high), ylim=(min(0, costs.min()), high))  # fmt: skip
+    right.set(ylabel="which word of that class: nats lost", xlim=(low, high), ylim=(low, high))
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8.5, loc="upper left")
     return figure
@@ -83,7 +70,7 @@ def over_sizes(
 
 
 def stages(shares: dict[str, list[float]], title: str) -> Figure:
-    """Shares of what differs between exchanged sentences, a bar a stage: from here, from the story, from both together."""
+    """Shares of what differs between exchanged sentences, a bar a stage: from the last words, the story, from both together."""
     figure, (axis,) = new_axes(8.6, 0.5 * len(shares) + 1.3)
     left = np.zeros(len(shares))
     parts = zip(("the last words", "the story", "both together"), (HERE, STORY, BOTH), strict=True)
@@ -93,15 +80,16 @@ def stages(shares: dict[str, list[float]], title: str) -> Figure:
             if value > 0.03:
                 axis.text(x + value / 2, y, f"{value:.0%}", ha="center", va="center", fontsize=9, color="white")
         left += values
-    axis.invert_yaxis()
-    axis.set(title=title, xlabel="share of the squared differences between the four exchanges", xlim=(0, 1))
+    entitle(axis, title, "share of the squared differences between the four exchanges")
+    axis.set(xlim=(0, 1), ylim=(len(shares) - 0.4, -0.6))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def meeting(inputs: dict[str, tuple[float, float]], titles: tuple[str, str], sizes: list[int], lines: dict[str, list[float]]) -> Figure:  # fmt: skip
-    """One neuron's answer to four inputs on its curve, each the sum of a part from here and one from the story (arrows);
-    beside it how much of the meeting growing sets of neurons carry."""
+def meeting(
+    inputs: dict[str, tuple], titles: tuple[str, str], sizes: list[int], lines: dict[str, list[float]]
+) -> Figure:
+    """One neuron's answer to four sums of two inputs (arrows) on its curve; beside it what growing sets of neurons carry."""
     figure, (left, right) = new_axes(10, 4.6, columns=2, width_ratios=[1.25, 1])
     gelu = np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / 2**0.5)))
     ends = [0.0, *(end for here, story in inputs.values() for end in (here, here + story))]
@@ -114,10 +102,11 @@ def meeting(inputs: dict[str, tuple[float, float]], titles: tuple[str, str], siz
         total, y = here + story, -0.3 - step * (i + 1)
         left.plot([total, total], [y, gelu(total)], color=colour, lw=0.8, ls=":")
         left.scatter([total], [gelu(total)], color=colour, s=55, zorder=3, label=f"{name}: {gelu(total):.1f}")
-        for start, end, y, arrow in ((0, here, y, HERE), (here, total, y - 0.2 * step, STORY)):
-            left.annotate("", (end, y), (start, y), arrowprops={"arrowstyle": "->", "color": arrow, "lw": 1.8, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+        for start, end, height, arrow in ((0, here, y, HERE), (here, total, y - 0.2 * step, STORY)):
+            shape = {"arrowstyle": "->", "color": arrow, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
+            left.annotate("", (end, height), (start, height), arrowprops=shape)
     left.set(title=titles[0], ylabel="its activation", ylim=(-0.5 - 5 * step, None))
-    left.set_xlabel("its input: what comes from here (blue) and from the story (orange), added up")
+    left.set_xlabel("its input: the last words (blue) and the story (orange), added up")
     left.legend(frameon=False, fontsize=8.5, loc="upper left")
     for (name, values), style in zip(lines.items(), ("-o", "--", ":"), strict=False):
         right.plot(sizes, values, style, ms=4, color=BOTH if style == "-o" else INK, label=name)
@@ -127,8 +116,7 @@ def meeting(inputs: dict[str, tuple[float, float]], titles: tuple[str, str], siz
 
 
 def word_by_word(words: list[str], pushes: np.ndarray, names: list[str], downs: list[str], title: str) -> Figure:
-    """A sentence in columns: bars of what pushed each word up [word 3] (the last words, the story, a kind of rule, which is
-    named), and below, what was pushed down."""
+    """Words in columns: bars of what pushed each up [word 3] (a kind of rule is named), and below, what was pushed down."""
     figure, (axis,) = new_axes(11, 5)
     bottom, place = np.zeros(len(words)), np.arange(len(words))
     legend = zip(

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.core.logits import layernorm_scale, logits_in_chunks
+from helpers.core.logits import layernorm_scale
 from helpers.core.parts import Parts
 from helpers.core.scan import Scan
 from helpers.neurons.writes import logit_writes
@@ -122,22 +122,6 @@ def random_couples(strength: Float[Tensor, " neuron"], size: int, count: int) ->
     """Couples of random sets without a neuron in common, of the size and strata of `stratified_sets`."""
     seeds = (torch.Generator().manual_seed(seed) for seed in range(count))
     return [stratified_sets(torch.rand(2, len(strength), generator=g), strength, size) for g in seeds]
-
-
-@torch.inference_mode()
-def class_and_word_losses(
-    scan: Scan, residual: Stream, classes: Int[Tensor, " vocabulary"]
-) -> Float[Tensor, "2 n"]:
-    """Loss of the next token's class and of the token within its class, nats; they sum to the token's loss.
-
-    The probability of a class is that of its tokens; tokens of no known class (-1) are one more class.
-    """
-    rows = []
-    for logits, aims in logits_in_chunks(scan.model, residual, scan.target):
-        log_p = logits.log_softmax(-1)
-        of_class = log_p.masked_fill(classes[aims][:, None] != classes, -torch.inf).logsumexp(-1)
-        rows.append(torch.stack([-of_class, of_class - log_p.gather(1, aims[:, None])[:, 0]]))
-    return torch.cat(rows, 1)
 
 
 def graft(

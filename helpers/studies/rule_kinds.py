@@ -26,13 +26,14 @@ from helpers.core.estimates import Comparison, Estimate, compare, estimate
 from helpers.core.files import DATA
 from helpers.core.parts import Parts, costs
 from helpers.core.scan import Scan
-from helpers.core.stories import CLASSES
+from helpers.core.stories import CLASSES, quotes
 from helpers.neurons.find import matched_sets
 from helpers.neurons.writes import class_transitions, logit_writes
 
 SEEN = 2  # occurrences on explore that a token needs to take part in a write's effect
 LIFT, OFTEN = 2.0, 8  # a phase's words: this many times as frequent in it, and seen in it so often
 NAMES = 24  # names that the cast is looked for among
+OPENING = ('"', "“")  # marks that open a quotation when they stand alone
 Sides = dict[str, tuple[Bool[Tensor, "way item"], Bool[Tensor, "way item"]]]
 
 
@@ -105,7 +106,7 @@ def _plain_reads(corpus: Corpus) -> dict[str, Bool[Tensor, " n"]]:
     """Where the kinds fire that have one way of being met and are compared with everywhere else."""
     tokens, texts = corpus.context.token, corpus.texts
     has = lambda test: torch.tensor([test(text) for text in texts])[tokens]  # noqa: E731
-    quote, quoted = has(lambda text: text.count('"') % 2 == 1), corpus.state("inside quotes")
+    quote, quoted = has(lambda text: quotes(text) % 2 == 1), corpus.state("inside quotes")
     say, comma = corpus.here("saying"), has(lambda text: text.strip() in (",", ":"))
     return {
         "base form after to or a modal": corpus.penn("TO", "MD"),
@@ -151,10 +152,10 @@ def _plain_writes(corpus: Corpus) -> dict[str, Bool[Tensor, " vocabulary"]]:
     speakers = (classes == CLASSES.index("PROPN")) | (classes == CLASSES.index("PRON"))
     goes_on = _mostly(corpus, corpus.state("within a word"), after=True)
     return {
-        "dialogue: close the quote": test(lambda t: t.count('"') == 1 and not t.strip().startswith('"')),
+        "dialogue: close the quote": test(lambda t: quotes(t) == 1 and t.strip()[:1] not in OPENING),
         "dialogue: who speaks": are(texts, lists()["saying"]) | speakers,
-        "dialogue: open a quote": test(lambda t: t.strip() == '"'),
-        "sentence end": test(lambda t: t.strip(' "') in (".", "!", "?")),
+        "dialogue: open a quote": test(lambda t: t.strip() in OPENING),
+        "sentence end": test(lambda t: t.strip(' "”') in (".", "!", "?")),
         "sentence start": test(lambda t: t.strip()[:1].isupper() or "\n" in t),
         "word completion": goes_on & test(lambda t: t[:1].isalpha()),
     } | {name: frequent(c, here, size) for name, here in phases(c).items()}
@@ -363,14 +364,13 @@ def needed(kinds: Kinds, name: str, scan: Scan, where: tuple[Tensor, Tensor], mo
         rival: dataclasses.replace(members, index=index)
         for rival, index in kinds.effects[name].one_sided().items()
     }
-    rivals |= {f"as strong writers {i}": s for i, s in enumerate(matched_sets(kinds.explore, members, 8), 1)}
+    rivals |= {f"as strong writers {i}": s for i, s in enumerate(matched_sets(kinds.explore, members, count=8), 1)}
     lost = costs(here, members)
     pair = compare(lost, {rival: costs(here, parts) for rival, parts in rivals.items()}, here.story)
-    best = {
-        int(here.story[i]): int(rows[0][i]) for i in lost.argsort().tolist()
-    }  # the last of a story is its largest
-    order = sorted(best.values(), key=lambda row: -float(lost[rows[0] == row][0]))
-    return Needed(pair, estimate(costs(there, members), there.story), order)
+    order = lost.argsort(descending=True).tolist()
+    best = {int(here.story[i]): int(rows[0][i]) for i in reversed(order)}  # of each story its largest
+    best = [int(rows[0][i]) for i in order if best[int(here.story[i])] == int(rows[0][i])]
+    return Needed(pair, estimate(costs(there, members), there.story), best)
 
 
 def correlations(
