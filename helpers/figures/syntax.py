@@ -131,7 +131,7 @@ def word_by_word(words: list[str], pushes: np.ndarray, names: list[str], downs: 
         axis.text(x, -0.5, word, ha="center", va="top", fontsize=12, weight="bold")
         axis.text(x, -2.0, fold(down), ha="center", va="top", fontsize=8.5, color="#666666")
     axis.set(
-        title=title, ylabel="pushed up by (logits)", xlim=(-0.6, len(words) - 0.4), ylim=(-5.5, bottom.max() + 4)
+        title=title, ylabel="pushed up by (logits)", xlim=(-0.6, len(words) - 0.4), ylim=(-6, bottom.max() + 4)
     )
     axis.set_yticks(range(0, int(bottom.max()) + 1, 5))
     axis.spines["bottom"].set_visible(False)
