@@ -201,8 +201,7 @@ NEAR, FAR = (
     0.25,
 )  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
 LARGER = 1.64  # times the deviation of the mean of equally many random tokens: 95 % of such means are below
-CORRELATION = 0.15  # over tokens, for the two kinds that are read off a correlation
-CLASSWISE, ERASING, FOLLOWING = "word class after word class", "erasing the current token", "word after word"
+CLASSWISE = "word class after word class"  # the kind that names nothing definite
 
 
 def contrast(
@@ -241,12 +240,6 @@ class Effects:
         margin = self.margin
         return margin.argsort(descending=True)[: int((margin >= 1).sum())]
 
-    @property
-    def by_chance(self) -> float:
-        """How many members there would be, on average, if the writes were dealt anew among the neurons."""
-        ways = (self.read >= 1).float() @ self.pairs.float() @ (self.write >= 1).float().T
-        return (ways > 0).float().mean().item() * len(self.read)
-
     def one_sided(self) -> dict[str, Int[Tensor, " k"]]:
         """As many neurons as there are members that meet one side best, and are no members."""
         rest, size = self.margin < 1, min(len(self.members), int((self.margin < 1).sum()))
@@ -284,21 +277,6 @@ def threshold(name: str) -> float:
     return FAR if name in lists()["far"] else NEAR
 
 
-def measure(
-    model: TransformerBridge,
-    context: Contexts,
-    activations: Float[Tensor, "n neuron"],
-    reads: Sides,
-    writes: Sides,
-) -> dict[str, Effects]:
-    """Effect sizes of all neurons on both sides of every kind."""
-    read, write = read_effects(activations, reads), write_effects(model, writes)
-    pairs = {name: torch.eye(part.shape[1]).bool() for name, part in read.items()}
-    if CLASSWISE in pairs:
-        pairs[CLASSWISE] = class_transitions(context) > 0
-    return {name: Effects(read[name], write[name], pairs[name]) for name in reads}
-
-
 @dataclasses.dataclass(frozen=True)
 class Kinds:
     """All kinds of rule in a model: its sides on explore, and every neuron's effects."""
@@ -313,8 +291,13 @@ class Kinds:
         """Found on explore text, tagged."""
         corpus = Corpus.of(explore.context, strings(explore.model.tokenizer))
         writes = writing_sides(corpus)
-        effects = measure(explore.model, explore.context, explore.activations, reading_sides(corpus), writes)
-        return cls(explore, corpus, writes, effects)
+        read, write = (
+            read_effects(explore.activations, reading_sides(corpus)),
+            write_effects(explore.model, writes),
+        )
+        pairs = {name: torch.eye(part.shape[1]).bool() for name, part in read.items()}
+        pairs[CLASSWISE] = class_transitions(explore.context) > 0
+        return cls(explore, corpus, writes, {name: Effects(read[name], write[name], pairs[name]) for name in read})
 
     def parts(self, name: str) -> Parts:
         """A kind's neurons, the clearest first."""
@@ -371,33 +354,3 @@ def needed(kinds: Kinds, name: str, scan: Scan, where: tuple[Tensor, Tensor], mo
     best = {int(here.story[i]): int(rows[0][i]) for i in reversed(order)}  # of each story its largest
     best = [int(rows[0][i]) for i in order if best[int(here.story[i])] == int(rows[0][i])]
     return Needed(pair, estimate(costs(there, members), there.story), best)
-
-
-def correlations(
-    model: TransformerBridge, token: Int[Tensor, " n"], activations: Float[Tensor, "n neuron"], least: int = 5
-) -> Float[Tensor, " neuron"]:
-    """Correlation over tokens between a neuron's mean activation where a token stands and its write on that token.
-
-    With the current token in `token`: whether it supports or erases what it fires on. With the next token: whether
-    it supports what comes next.
-    """
-    tokens, inverse, counts = torch.unique(token, return_inverse=True, return_counts=True)
-    kept = counts >= least
-    means = torch.zeros(len(tokens), activations.shape[1]).index_add_(0, inverse, activations) / counts[:, None]
-    rows = []
-    for part in torch.arange(model.cfg.d_mlp).split(256):
-        a, b = means[kept][:, part].T, logit_writes(model, part)[:, tokens[kept]]
-        a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-        rows.append((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12))
-    return torch.cat(rows)
-
-
-def margins(
-    effects: dict[str, Effects], erasing: Tensor, following: Tensor, lookup: Bool[Tensor, " neuron"]
-) -> dict[str, Float[Tensor, " neuron"]]:
-    """Every kind's margin (at least 1 for a member). erasing, following: `correlations` with the current and the next
-    token. lookup: whether single words (here or before) explain most of what is explained of a neuron."""
-    found = {name: effect.margin for name, effect in effects.items()}
-    found[ERASING] = -erasing / CORRELATION
-    found[FOLLOWING] = torch.where(lookup, following / CORRELATION, -torch.inf)
-    return found
