@@ -21,7 +21,7 @@ STORIES = [
 EMBEDDINGS = {"token": "hook_embed", "position": "hook_pos_embed"}
 
 
-def mean_writes(model: TransformerBridge, batches) -> dict[str, torch.Tensor]:
+def mean_writes(model, batches) -> dict[str, torch.Tensor]:
     """Mean write of every path over all scored positions of a walk: what mean ablation puts in its place."""
     sums: dict[str, Tensor] = {}
     count = 0
