@@ -16,24 +16,6 @@ VALUES = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0])
 GROUP = torch.tensor([0, 1, 1, -1, 0])
 
 
-def test_means_over_all_positions_and_within_groups(table):
-    assert table.means("x").tolist() == [4.0]
-    assert table.means("x", "kind").tolist() == [5.5, 2.5]
-
-
-def test_shares_count_positions_outside_all_groups_too(table):
-    assert table.share("kind").tolist() == [0.4, 0.4]
-    assert table.share("all").tolist() == [1.0]
-
-
-def test_an_estimate_is_the_mean_with_an_interval_around_it(table):
-    found = table.estimate("x")
-    assert found.mean == 4.0
-    assert found.low < 4.0 < found.high
-    assert table.estimate("y", minus="x") == found
-    assert table.estimate("x", grouping="kind", group=1).mean == 2.5
-
-
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     generator = torch.Generator().manual_seed(0)
     covered = 0
