@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import REPORT, ROOT
 
-COUNT = "32"  # stories of each half: enough to run on, and quicker
+COUNT = "40"  # stories of each half: enough to run on, and quicker
 RUN = "import sys; from pathlib import Path; from helpers.report.pages import execute; execute(Path(sys.argv[1]))"
 
 
