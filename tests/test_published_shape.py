@@ -16,6 +16,7 @@ from helpers.core.files import write_json
 from helpers.core.model import EMBEDDED_MODEL
 
 VOCABULARY = 50_257
+pytestmark = pytest.mark.slow
 
 
 def published_config() -> GPTNeoConfig:
