@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,10 @@ FLAGS = [
 ]  # fmt: skip
 UNDRAWN = """[...document.querySelectorAll('.circuitsvis-widget')]
     .filter(widget => !widget.firstElementChild || widget.querySelector(':scope > small')).map(widget => widget.id)"""
+
+
+class Gone(RuntimeError):
+    """What was asked cannot be answered: mostly the page that it was asked of was left meanwhile."""
 
 
 class Page:
@@ -41,7 +45,10 @@ class Page:
         """Send a command and wait for its answer, keeping what the page tells in between."""
         number = next(self.numbers)
         self.socket.send(json.dumps({"id": number, "method": method, "params": facts}))
-        return self._until(lambda told: told.get("id") == number).get("result", {})
+        told = self._until(lambda told: told.get("id") == number)
+        if "error" in told:
+            raise Gone(told["error"]["message"])
+        return told["result"]
 
     def _until(self, wanted) -> dict:
         while True:
@@ -82,7 +89,10 @@ class Page:
     def wait(self, script: str, seconds: float = 15):
         """The value of an expression once it is true of the page."""
         end = time.monotonic() + seconds
-        while not (found := self.run(script)) and time.monotonic() < end:
+        found = None
+        while not found and time.monotonic() < end:
+            with suppress(Gone):
+                found = self.run(script)
             time.sleep(0.05)
         assert found, f"not within {seconds} s: {script}"
         return found

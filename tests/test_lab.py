@@ -107,6 +107,7 @@ def fork(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (fork / "helpers" / "data").symlink_to(ROOT / "helpers" / "data")
     for name in ("Makefile", "pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / name, fork / name)
+    shutil.copytree(ROOT / "figures", fork / "figures")
     (fork / "notebooks").mkdir()
     shutil.copyfile(ROOT / "notebooks" / "conftest.py", fork / "notebooks" / "conftest.py")
     nbformat.write(

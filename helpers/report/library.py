@@ -123,6 +123,11 @@ class Library:
             else:
                 del self.entries[name]
 
+    def of(self, notebook: str) -> list[Entry]:
+        """The entries for which a notebook has evidence, by their ids."""
+        kept = [self.entries[name] for name in sorted(self.entries)]
+        return [entry for entry in kept if any(row["notebook"] == notebook for row in entry.evidence)]
+
     def save(self, path: str | Path) -> Path:
         """Write the library, atomically."""
         rows = [self.entries[name].record() for name in sorted(self.entries)]
