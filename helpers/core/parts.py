@@ -1,8 +1,8 @@
-"""Sets of neurons or heads under one name, and what the model loses without them."""
+"""Sets of neurons, heads or features under one name, and what the model loses without them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,14 +13,23 @@ from helpers.core.files import WorkbookError
 from helpers.core.logits import residual_losses
 from helpers.core.scan import Scan
 
-Kind = Literal["neuron", "head"]
+Kind = Literal["neuron", "head", "feature"]
 Where = Bool[Tensor, " n"] | Callable[[Scan], Bool[Tensor, " n"]] | None
 By = Literal["mean", "zero", "resample"]
 
 
+class Basis(Protocol):
+    """Another way to take an MLP apart than its neurons: features of a dictionary, directions of one's own."""
+
+    writes: Float[Tensor, "part d_model"]
+
+    def activations(self, scan: Scan) -> Float[Tensor, "n part"]:
+        """What each part is at every position; times `writes` it is what the MLP writes of it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Some neurons or heads of one model.
+    """Some neurons, heads or features of one model.
 
     index: their numbers, the strongest first. score: what they were found by, of the same length, if anything.
     means: the mean of every part of this kind (activations [neuron], or outputs z [head d_head]) on the scan that
@@ -32,6 +41,7 @@ class Parts:
     index: Int[Tensor, " k"]
     score: Float[Tensor, " k"] | None = None
     means: Float[Tensor, "part *d"] | None = dataclasses.field(default=None, repr=False)
+    basis: Basis | None = dataclasses.field(default=None, repr=False)  # of features
 
     def __len__(self) -> int:
         return len(self.index)
@@ -66,12 +76,14 @@ def costs(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, " n"]:
 
 @torch.inference_mode()
 def without(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, "n d_model"]:
-    """The final residual stream with the parts ablated."""
+    """The final residual stream with the parts ablated; what a basis does not explain of the MLP stays as it is."""
     model, chosen = scan.model, parts.index
-    own = (scan.activations if parts.kind == "neuron" else scan.z)[:, chosen]
+    every = scan.z if parts.kind == "head" else parts.basis.activations(scan) if parts.basis else scan.activations
+    own = every[:, chosen]
     change = _instead(own, parts, by) - own
-    if parts.kind == "neuron":
-        return scan.resid_post + change @ model.W_out[0][chosen]
+    if parts.kind != "head":
+        writes = parts.basis.writes if parts.basis else model.W_out[0]
+        return scan.resid_post + change @ writes[chosen]
     mid = scan.resid_mid + torch.einsum("nhd,hdm->nm", change, model.W_O[0][chosen])
     return mid + model.blocks[0].mlp(model.blocks[0].ln2(mid[None]))[0]
 

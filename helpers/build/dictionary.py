@@ -1,0 +1,234 @@
+"""Train a dictionary of features of a model's MLP: `python -m helpers.build.dictionary --help`."""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sparsify import SparseCoder, SparseCoderConfig
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.files import WorkbookError, write_atomic
+from helpers.core.model import load_model
+from helpers.core.stories import stream_texts, text_hash
+from helpers.features.dictionary import Dictionary, normalised, save_dictionary
+
+POOL = 512  # stories whose positions are shuffled together
+DEAD_AFTER = 400_000  # positions without firing after which a feature gets the auxiliary loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run, beside model and text. tokens: positions seen. active: features a position."""
+
+    features: int = 2048
+    active: int = 24
+    skip: bool = False
+    tokens: int = 6_000_000
+    batch: int = 4096
+    rate: float = 1e-3
+    layer: int = 0
+    seed: int = 0
+
+
+@torch.inference_mode()
+def mlp_sides(
+    model: TransformerBridge, tokens: Int[Tensor, "story pos"], layer: int = 0
+) -> tuple[Float[Tensor, "story pos d_model"], Float[Tensor, "story pos d_model"]]:
+    """What one layer's MLP reads (normalised) and writes: the numbers of the hooks (tested), by a fused attention."""
+    stream, length = model.W_E[tokens] + model.W_pos[: tokens.shape[1]], tokens.shape[1]
+    back = torch.arange(length)[:, None] - torch.arange(length)
+    for number in range(layer + 1):
+        attention = model.blocks[number].attn
+        side = normalised(model, stream)
+        q, k, v = (
+            torch.einsum("spm,hmd->shpd", side, weight[number]) + bias[number][:, None]
+            for weight, bias in zip(
+                (model.W_Q, model.W_K, model.W_V), (model.b_Q, model.b_K, model.b_V), strict=True
+            )
+        )
+        local = getattr(attention.original_component, "attention_type", "global") == "local"
+        seen = (back >= 0) & (back < (model.original_model.config.window_size if local else length))
+        z = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
+        stream = stream + torch.einsum("shpd,hdm->spm", z, model.W_O[number]) + model.b_O[number]
+        read = normalised(model, stream)
+        write = F.gelu(read @ model.W_in[number] + model.b_in[number], approximate="tanh") @ model.W_out[number]
+        write = write + model.b_out[number]
+        stream = stream + write
+    return read, write
+
+
+def batches(model: TransformerBridge, source: str, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of positions (read, write), shuffled within pools of stories, text after text."""
+    generator, context = torch.Generator().manual_seed(recipe.seed), model.cfg.n_ctx
+    left: tuple[Tensor, Tensor] | None = None
+    while True:
+        texts, empty = iter(stream_texts(source)), True
+        while pool := list(islice(texts, POOL)):
+            empty = False
+            found = _pool_positions(model, pool, context, recipe.layer)
+            if left is not None:
+                found = tuple(torch.cat(pair) for pair in zip(left, found, strict=True))
+            order = torch.randperm(len(found[0]), generator=generator)
+            read, write = (side[order] for side in found)
+            whole = len(read) // recipe.batch * recipe.batch
+            for start in range(0, whole, recipe.batch):
+                yield read[start : start + recipe.batch], write[start : start + recipe.batch]
+            left = read[whole:], write[whole:]
+        if empty:
+            raise WorkbookError(f"{source} has no text: give stories to train on.")
+
+
+def _pool_positions(model: TransformerBridge, texts: list[str], context: int, layer: int) -> tuple[Tensor, Tensor]:
+    """Both sides of the MLP at every position but the first of some texts."""
+    start = model.tokenizer.bos_token_id
+    rows = [[start, *ids][:context] for ids in model.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    rows.sort(key=len)
+    reads, writes = [], []
+    for i in range(0, len(rows), 32):
+        part = [torch.tensor(row) for row in rows[i : i + 32]]
+        padded = torch.nn.utils.rnn.pad_sequence(part, batch_first=True)
+        real = torch.arange(padded.shape[1]) < torch.tensor([len(row) for row in part])[:, None]
+        real[:, 0] = False
+        for kept, side in zip((reads, writes), mlp_sides(model, padded, layer), strict=True):
+            kept.append(side[real])
+    return torch.cat(reads), torch.cat(writes)
+
+
+class Run:
+    """A training run of a sparse coder that a kill costs no more than the steps since its last checkpoint."""
+
+    def __init__(self, recipe: Recipe, d_model: int, identity: str):
+        self.recipe, self.identity = recipe, identity
+        torch.manual_seed(recipe.seed)
+        config = SparseCoderConfig(
+            num_latents=recipe.features, k=recipe.active, transcode=True, skip_connection=recipe.skip
+        )
+        self.coder = SparseCoder(d_model, config)
+        self.adam = torch.optim.Adam(self.coder.parameters(), lr=recipe.rate, betas=(0.9, 0.999))
+        self.step, self.curve = 0, []
+        self.quiet = torch.zeros(recipe.features)  # positions since each feature last fired
+        self.least = torch.zeros(2, dtype=torch.double)  # sum and count of the smallest active value: the threshold
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return max(1, self.recipe.tokens // self.recipe.batch)
+
+    def train_step(self, read: Float[Tensor, "n d_model"], write: Float[Tensor, "n d_model"]) -> float:
+        """One step; returns the share of the write's variance that is not explained."""
+        left = 1 - self.step / self.steps
+        self.adam.param_groups[0]["lr"] = self.recipe.rate * min(1.0, (self.step + 1) / 100, left / 0.3)
+        if self.step == 0:
+            self.coder.b_dec.data = write.mean(0)
+        out = self.coder(read, write, dead_mask=self.quiet > DEAD_AFTER)
+        (out.fvu + out.auxk_loss / 32).backward()
+        torch.nn.utils.clip_grad_norm_(self.coder.parameters(), 1.0)
+        self.adam.step()
+        self.adam.zero_grad()
+        self.quiet += len(read)
+        self.quiet[out.latent_indices[out.latent_acts > 0].unique()] = 0
+        if left < 0.1:
+            self.least += torch.tensor([out.latent_acts.detach().amin(1).sum().item(), len(read)])
+        self.step += 1
+        return out.fvu.item()
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint (safetensors, atomically)."""
+        tensors = {f"coder.{name}": tensor for name, tensor in self.coder.state_dict().items()}
+        for i, state in self.adam.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors |= {"quiet": self.quiet, "least": self.least}
+        facts = {"step": self.step, "curve": self.curve, "identity": self.identity}
+        kept = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+        write_atomic(path, lambda temporary: save_file(kept, temporary, {"run": json.dumps(facts)}))
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            WorkbookError: it belongs to another run.
+        """
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["run"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts["identity"] != self.identity:
+            raise WorkbookError(f"{path} belongs to another run: give its settings, or another --out folder.")
+        self.step, self.curve = facts["step"], facts["curve"]
+        self.quiet, self.least = tensors.pop("quiet"), tensors.pop("least")
+        coder = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("coder.")}
+        self.coder.load_state_dict(coder)
+        state = self.adam.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, i, key = name.split(".")
+                state["state"].setdefault(int(i), {})[key] = tensor
+        self.adam.load_state_dict(state)
+
+    def dictionary(self) -> Dictionary:
+        """The coder as features with one common threshold (the mean smallest active value), dead features left out."""
+        coder, alive = self.coder, self.quiet <= DEAD_AFTER
+        total, count = self.least.tolist()
+        threshold = torch.full((int(alive.sum()),), total / max(count, 1))
+        return Dictionary(
+            coder.encoder.weight.data[alive].T.contiguous(), coder.encoder.bias.data[alive], coder.W_dec.data[alive],
+            coder.b_dec.data, threshold, None if coder.W_skip is None else coder.W_skip.data, self.recipe.layer,
+        )  # fmt: skip
+
+
+def train(run: Run, model: TransformerBridge, source: str, checkpoint: Path | None = None) -> Dictionary:
+    """Train to the recipe's end; a checkpoint is written every hundred steps."""
+    found, losses = batches(model, source, run.recipe), []
+    with tqdm(total=run.steps * run.recipe.batch, unit="tok", unit_scale=True, desc="dictionary", mininterval=5) as bar:
+        for number, (read, write) in enumerate(found):
+            bar.update(len(read))
+            if number < run.step:
+                continue
+            if run.step >= run.steps:
+                break
+            losses.append(run.train_step(read, write))
+            if run.step % 100 == 0 or run.step == run.steps:
+                run.curve.append({"tokens": run.step * run.recipe.batch, "unexplained": round(math.fsum(losses) / len(losses), 4)})
+                losses = []
+                bar.set_postfix(run.curve[-1])
+                if checkpoint:
+                    run.save(checkpoint)
+    return run.dictionary()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="embedded", help="a model of one or two layers, as load_model names it")
+    parser.add_argument("--stories", required=True, help="text to train on: a file or a data set's name")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the dictionary, and of its checkpoint")
+    for field in dataclasses.fields(Recipe):
+        kind = (lambda text: text.lower() in {"1", "true", "yes"}) if field.type is bool else field.type
+        parser.add_argument(f"--{field.name}", type=kind, default=field.default)
+    options = parser.parse_args()
+    recipe = Recipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)})
+    model = load_model(options.model, max_layers=2)
+    text = text_hash(stream_texts(options.stories))
+    run = Run(recipe, model.cfg.d_model, text_hash([text, options.model, json.dumps(dataclasses.asdict(recipe))]))
+    checkpoint = options.out / "checkpoint.safetensors"
+    if checkpoint.exists():
+        run.resume(checkpoint)
+    dictionary = train(run, model, options.stories, checkpoint)
+    record = {"model": options.model, "recipe": dataclasses.asdict(recipe), "training_text": {"sha256": text}}
+    record |= {"features": len(dictionary), "dead": recipe.features - len(dictionary), "curve": run.curve}
+    save_dictionary(dictionary, options.out, record)
+    checkpoint.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""A dictionary of features: sparse parts that read what the MLP reads and together write what it writes.
+
+Source: transcoders, Dunefsky et al. (2024, arXiv 2406.11944), with the threshold of JumpReLU (Rajamanoharan et al., 2024).
+The files have the form of SAELens' transcoders: `cfg.json` and `sae_weights.safetensors`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.files import WorkbookError, write_atomic, write_json
+from helpers.core.logits import layernorm_scale
+from helpers.core.scan import Scan
+
+WEIGHTS = "sae_weights.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Dictionary:
+    """Features of one MLP: f = relu(x W_enc + b_enc) where that exceeds the threshold; the MLP's write is about
+    f W_dec + b_dec (+ x W_skip^T, where there is a skip).
+
+    x is the normalised stream that the MLP reads (`normalised`).
+    """
+
+    W_enc: Float[Tensor, "d_model feature"]
+    b_enc: Float[Tensor, " feature"]
+    W_dec: Float[Tensor, "feature d_model"]
+    b_dec: Float[Tensor, " d_model"]
+    threshold: Float[Tensor, " feature"]
+    W_skip: Float[Tensor, "d_model d_model"] | None = None
+    layer: int = 0
+
+    def __len__(self) -> int:
+        return len(self.b_enc)
+
+    def __repr__(self) -> str:
+        return f"Dictionary of {len(self):,} features of layer {self.layer} ({self.hash})"
+
+    @torch.inference_mode()
+    def encode(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n feature"]:
+        """Activations of all features."""
+        before = x @ self.W_enc + self.b_enc
+        return torch.where(before > self.threshold, before.relu(), 0)
+
+    @torch.inference_mode()
+    def decode(self, f: Float[Tensor, "n feature"], x: Float[Tensor, "n d_model"] | None = None) -> Tensor:
+        """The MLP's write as the features have it."""
+        out = f @ self.W_dec + self.b_dec
+        return out if self.W_skip is None else out + x @ self.W_skip.T
+
+    @property
+    def writes(self) -> Float[Tensor, "feature d_model"]:
+        """What one unit of each feature adds to the residual stream."""
+        return self.W_dec
+
+    def activations(self, scan: Scan) -> Float[Tensor, "n feature"]:
+        """All features at every position of a scan."""
+        return self.encode(normalised(scan.model, scan.resid_mid))
+
+    @property
+    def hash(self) -> str:
+        """Eight characters that name these weights."""
+        return hashlib.sha256(self.W_enc.half().numpy().tobytes() + self.W_dec.half().numpy().tobytes()).hexdigest()[:8]
+
+
+def normalised(model: TransformerBridge, resid_mid: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
+    """What the MLP reads: the residual stream after its LayerNorm (without weights, in compatibility mode)."""
+    return (resid_mid - resid_mid.mean(-1, keepdim=True)) / layernorm_scale(model, resid_mid)
+
+
+def save_dictionary(dictionary: Dictionary, folder: str | Path, record: dict) -> Path:
+    """Write a dictionary in half precision, as SAELens reads it; `record` goes into `training_record.json`."""
+    names = [field.name for field in dataclasses.fields(Dictionary) if field.name != "layer"]
+    tensors = {name: getattr(dictionary, name) for name in names if getattr(dictionary, name) is not None}
+    half = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+    folder, (d_model, features) = Path(folder), dictionary.W_enc.shape
+    block = f"blocks.{dictionary.layer}"
+    metadata = {"hook_name": f"{block}.ln2.hook_normalized", "hook_name_out": f"{block}.hook_mlp_out"}
+    skip = "" if dictionary.W_skip is None else "skip_"
+    config = {"architecture": f"jumprelu_{skip}transcoder", "d_in": d_model, "d_sae": features, "d_out": d_model}
+    config |= {"dtype": "float16", "device": "cpu", "apply_b_dec_to_input": False, "normalize_activations": "none"}
+    write_atomic(folder / WEIGHTS, lambda path: save_file(half, path))
+    write_json(folder / "training_record.json", record)
+    return write_json(folder / "cfg.json", config | {"reshape_activations": "none", "metadata": metadata})
+
+
+def load_dictionary(folder: str | Path) -> Dictionary:
+    """Read a dictionary that was written by `save_dictionary`, or by SAELens for a transcoder of that kind.
+
+    Raises:
+        WorkbookError: there is none, it is cut off, or of another kind.
+    """
+    folder = Path(folder)
+    if not (folder / "cfg.json").is_file():
+        raise WorkbookError(f"No dictionary in {folder}: train one with python -m helpers.build.dictionary.")
+    try:
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        if "transcoder" not in config["architecture"]:
+            raise WorkbookError(f"{folder} holds a {config['architecture']}, not a transcoder: train one of the MLP.")
+        tensors.setdefault("threshold", torch.zeros(config["d_sae"]))
+        layer = int(config.get("metadata", {}).get("hook_name", "blocks.0.").split(".")[1])
+        return Dictionary(**tensors, layer=layer)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, WorkbookError):
+            raise
+        raise WorkbookError(f"{folder} is no dictionary ({type(error).__name__}): fetch or train it again.") from None
