@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.core.files import WorkbookError, write_atomic
+from helpers.build import training
+from helpers.core.files import WorkbookError, run_main
 from helpers.core.model import load_model
 from helpers.core.stories import stream_texts, text_hash
 from helpers.features.dictionary import Dictionary, normalised, save_dictionary
@@ -105,8 +104,8 @@ def _pool_positions(model: TransformerBridge, texts: list[str], context: int, la
     return torch.cat(reads), torch.cat(writes)
 
 
-class Run:
-    """A training run of a sparse coder that a kill costs no more than the steps since its last checkpoint."""
+class Run(training.Run):
+    """A training run of a sparse coder; its checkpoints are those of a model's training."""
 
     def __init__(self, recipe: Recipe, d_model: int, identity: str):
         self.recipe, self.identity = recipe, identity
@@ -114,11 +113,12 @@ class Run:
         config = SparseCoderConfig(
             num_latents=recipe.features, k=recipe.active, transcode=True, skip_connection=recipe.skip
         )
-        self.coder = SparseCoder(d_model, config)
-        self.adam = torch.optim.Adam(self.coder.parameters(), lr=recipe.rate, betas=(0.9, 0.999))
-        self.step, self.curve = 0, []
-        self.quiet = torch.zeros(recipe.features)  # positions since each feature last fired
-        self.least = torch.zeros(2, dtype=torch.double)  # sum and count of the smallest active value: the threshold
+        self.model = SparseCoder(d_model, config)
+        adam = torch.optim.Adam(self.model.parameters(), lr=recipe.rate)
+        # kept with the weights: positions since each feature last fired; sum and count of the smallest active value
+        for name, size in (("quiet", recipe.features), ("least", 2)):
+            self.model.register_parameter(name, torch.nn.Parameter(torch.zeros(size), requires_grad=False))
+        self.optimizers, self.step, self.seen, self.curve, self.losses, self.seconds = (adam,), 0, 0, [], [], 0.0
 
     @property
     def steps(self) -> int:
@@ -127,58 +127,26 @@ class Run:
 
     def train_step(self, read: Float[Tensor, "n d_model"], write: Float[Tensor, "n d_model"]) -> float:
         """One step; returns the share of the write's variance that is not explained."""
-        left = 1 - self.step / self.steps
-        self.adam.param_groups[0]["lr"] = self.recipe.rate * min(1.0, (self.step + 1) / 100, left / 0.3)
+        left, coder, (adam,) = 1 - self.step / self.steps, self.model, self.optimizers
+        adam.param_groups[0]["lr"] = self.recipe.rate * min(1.0, (self.step + 1) / 100, left / 0.3)
         if self.step == 0:
-            self.coder.b_dec.data = write.mean(0)
-        out = self.coder(read, write, dead_mask=self.quiet > DEAD_AFTER)
+            coder.b_dec.data = write.mean(0)
+        out = coder(read, write, dead_mask=coder.quiet > DEAD_AFTER)
         (out.fvu + out.auxk_loss / 32).backward()
-        torch.nn.utils.clip_grad_norm_(self.coder.parameters(), 1.0)
-        self.adam.step()
-        self.adam.zero_grad()
-        self.quiet += len(read)
-        self.quiet[out.latent_indices[out.latent_acts > 0].unique()] = 0
+        torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+        coder.quiet += len(read)
+        coder.quiet[out.latent_indices[out.latent_acts > 0].unique()] = 0
         if left < 0.1:
-            self.least += torch.tensor([out.latent_acts.detach().amin(1).sum().item(), len(read)])
-        self.step += 1
+            coder.least += torch.tensor([out.latent_acts.detach().amin(1).sum().item(), len(read)])
+        self.step, self.seen = self.step + 1, self.seen + len(read)
         return out.fvu.item()
-
-    def save(self, path: Path) -> None:
-        """Write the checkpoint (safetensors, atomically)."""
-        tensors = {f"coder.{name}": tensor for name, tensor in self.coder.state_dict().items()}
-        for i, state in self.adam.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        tensors |= {"quiet": self.quiet, "least": self.least}
-        facts = {"step": self.step, "curve": self.curve, "identity": self.identity}
-        kept = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-        write_atomic(path, lambda temporary: save_file(kept, temporary, {"run": json.dumps(facts)}))
-
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            WorkbookError: it belongs to another run.
-        """
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["run"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if facts["identity"] != self.identity:
-            raise WorkbookError(f"{path} belongs to another run: give its settings, or another --out folder.")
-        self.step, self.curve = facts["step"], facts["curve"]
-        self.quiet, self.least = tensors.pop("quiet"), tensors.pop("least")
-        coder = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("coder.")}
-        self.coder.load_state_dict(coder)
-        state = self.adam.state_dict()
-        for name, tensor in tensors.items():
-            if name.startswith("adam."):
-                _, i, key = name.split(".")
-                state["state"].setdefault(int(i), {})[key] = tensor
-        self.adam.load_state_dict(state)
 
     def dictionary(self) -> Dictionary:
         """The coder as features with one common threshold (the mean smallest active value), dead features left out."""
-        coder, alive = self.coder, self.quiet <= DEAD_AFTER
-        total, count = self.least.tolist()
+        coder, alive = self.model, self.model.quiet <= DEAD_AFTER
+        total, count = coder.least.tolist()
         threshold = torch.full((int(alive.sum()),), total / max(count, 1))
         return Dictionary(
             coder.encoder.weight.data[alive].T.contiguous(), coder.encoder.bias.data[alive], coder.W_dec.data[alive],
@@ -186,20 +154,25 @@ class Run:
         )  # fmt: skip
 
 
-def train(run: Run, model: TransformerBridge, source: str, checkpoint: Path | None = None) -> Dictionary:
-    """Train to the recipe's end; a checkpoint is written every hundred steps."""
-    found, losses = batches(model, source, run.recipe), []
-    with tqdm(total=run.steps * run.recipe.batch, unit="tok", unit_scale=True, desc="dictionary", mininterval=5) as bar:
+def train(
+    run: Run, model: TransformerBridge, source: str, checkpoint: Path | None = None, stop_after: int | None = None
+) -> Dictionary:
+    """Train to the recipe's end, or for `stop_after` steps; a checkpoint is written every hundred steps."""
+    found, start = batches(model, source, run.recipe), run.step
+    with tqdm(
+        total=run.steps * run.recipe.batch, unit="tok", unit_scale=True, desc="dictionary", mininterval=5
+    ) as bar:
         for number, (read, write) in enumerate(found):
             bar.update(len(read))
+            if run.step >= run.steps or run.step - start == stop_after:
+                break
             if number < run.step:
                 continue
-            if run.step >= run.steps:
-                break
-            losses.append(run.train_step(read, write))
+            run.losses.append(run.train_step(read, write))
             if run.step % 100 == 0 or run.step == run.steps:
-                run.curve.append({"tokens": run.step * run.recipe.batch, "unexplained": round(math.fsum(losses) / len(losses), 4)})
-                losses = []
+                unexplained = round(math.fsum(run.losses) / len(run.losses), 4)
+                run.curve.append({"tokens": run.seen, "unexplained": unexplained})
+                run.losses = []
                 bar.set_postfix(run.curve[-1])
                 if checkpoint:
                     run.save(checkpoint)
@@ -231,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

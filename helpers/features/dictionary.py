@@ -7,17 +7,19 @@ The files have the form of SAELens' transcoders: `cfg.json` and `sae_weights.saf
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.core.files import WorkbookError, write_atomic, write_json
+from helpers.core.files import ROOT, WorkbookError, write_atomic, write_json
 from helpers.core.logits import layernorm_scale
+from helpers.core.model import resolve_source
 from helpers.core.scan import Scan
 
 WEIGHTS = "sae_weights.safetensors"
@@ -69,7 +71,9 @@ class Dictionary:
     @property
     def hash(self) -> str:
         """Eight characters that name these weights."""
-        return hashlib.sha256(self.W_enc.half().numpy().tobytes() + self.W_dec.half().numpy().tobytes()).hexdigest()[:8]
+        return hashlib.sha256(
+            self.W_enc.half().numpy().tobytes() + self.W_dec.half().numpy().tobytes()
+        ).hexdigest()[:8]
 
 
 def normalised(model: TransformerBridge, resid_mid: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
@@ -93,25 +97,39 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path, record: dict) ->
     return write_json(folder / "cfg.json", config | {"reshape_activations": "none", "metadata": metadata})
 
 
-def load_dictionary(folder: str | Path) -> Dictionary:
-    """Read a dictionary that was written by `save_dictionary`, or by SAELens for a transcoder of that kind.
+def load_dictionary(source: str | Path | TransformerBridge) -> Dictionary:
+    """Read a dictionary from a folder, or a model's own: the one beside it (`dictionary`; a random twin's is
+    `dictionary-of-twin`), or one that was trained into `cache/dictionaries/`.
+
+        dictionary = load_dictionary(load_model())
 
     Raises:
         WorkbookError: there is none, it is cut off, or of another kind.
     """
-    folder = Path(folder)
+    folder = own_folder(source.cfg.model_name) if isinstance(source, TransformerBridge) else Path(source)
     if not (folder / "cfg.json").is_file():
-        raise WorkbookError(f"No dictionary in {folder}: train one with python -m helpers.build.dictionary.")
+        name = f"--model {source.cfg.model_name} --out {folder}" if isinstance(source, TransformerBridge) else ""
+        raise WorkbookError(f"No dictionary in {folder}: python -m helpers.build.dictionary --stories TEXT {name}")
     try:
         config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
         if "transcoder" not in config["architecture"]:
-            raise WorkbookError(f"{folder} holds a {config['architecture']}, not a transcoder: train one of the MLP.")
+            raise WorkbookError(
+                f"{folder} holds a {config['architecture']}, not a transcoder: train one of the MLP."
+            )
         tensors.setdefault("threshold", torch.zeros(config["d_sae"]))
         layer = int(config.get("metadata", {}).get("hook_name", "blocks.0.").split(".")[1])
         return Dictionary(**tensors, layer=layer)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, WorkbookError):
             raise
-        raise WorkbookError(f"{folder} is no dictionary ({type(error).__name__}): fetch or train it again.") from None
+        raise WorkbookError(
+            f"{folder} is no dictionary ({type(error).__name__}): fetch or train it again."
+        ) from None
+
+
+def own_folder(name: str) -> Path:
+    """Where a model's own dictionary is, or should be trained to."""
+    twin, source = name.startswith("random:"), Path(resolve_source(name.removeprefix("random:")))
+    beside = source / ("dictionary-of-twin" if twin else "dictionary")
+    return beside if beside.is_dir() else ROOT / "cache" / "dictionaries" / re.sub(r"\W+", "_", name).strip("_")

@@ -127,8 +127,36 @@ def windows(scan: Scan) -> Int[Tensor, "n window"]:
     return found
 
 
-SHE = {"she", "her", "hers", "herself", "girl", "mom", "mommy", "mother", "grandma", "woman", "queen", "princess", "sister"}
-HE = {"he", "him", "his", "himself", "boy", "dad", "daddy", "father", "grandpa", "man", "king", "prince", "brother"}
+SHE = {
+    "she",
+    "her",
+    "hers",
+    "herself",
+    "girl",
+    "mom",
+    "mommy",
+    "mother",
+    "grandma",
+    "woman",
+    "queen",
+    "princess",
+    "sister",
+}
+HE = {
+    "he",
+    "him",
+    "his",
+    "himself",
+    "boy",
+    "dad",
+    "daddy",
+    "father",
+    "grandpa",
+    "man",
+    "king",
+    "prince",
+    "brother",
+}
 
 
 def genders(lemmas: list[str], story: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
