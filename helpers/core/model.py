@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ TRAINED_CONTEXT = 512  # positions that TinyStories models were trained at; a ch
 WAYS = (
     f"embedded, a folder, a hub checkpoint such as {PUBLISHED_MODEL}, or random:NAME for the twin of any of them"
 )
+STACKED = {f"{kind}_{name}" for kind in "Wb" for name in ("Q", "K", "V", "O", "in", "out")}  # by layer
 VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
 TOKENIZER = (*VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 WEIGHTS = [f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
@@ -68,7 +70,10 @@ def load_parts(name: str, max_layers: int | None = None) -> tuple[tf.PreTrainedM
         raise WorkbookError(f"{source} has {layers} layers and this is for {max_layers}: choose a smaller model.")
     tokenizer = _tokenizer(folder, source, config)
     size = max(tokenizer.get_vocab().values()) + 1
-    return (_random_twin(config, size) if twin else _trained(folder, source, config, size)), tokenizer
+    seed = (
+        int(source.rpartition("seed-")[2]) if re.search(r"seed-\d+$", source) else 0
+    )  # twins of seeds differ too
+    return (_random_twin(config, size, seed) if twin else _trained(folder, source, config, size)), tokenizer
 
 
 def bridge(
@@ -87,7 +92,7 @@ def bridge(
 
 
 def one_layer(model: TransformerBridge) -> None:
-    """Refuse a model of several layers, for helpers that read the parts of one.
+    """Refuse a model of several layers (and a layer of it), for helpers that take the embedding for what heads read.
 
     Raises:
         WorkbookError: the model has more than one layer.
@@ -95,6 +100,34 @@ def one_layer(model: TransformerBridge) -> None:
     layers, name = model.cfg.n_layers, model.cfg.model_name
     if layers > 1:
         raise WorkbookError(f"{name} has {layers} layers and this is for models of one: choose one of one layer.")
+
+
+class Layer:
+    """One layer of a model, for helpers of one-layer models: its weights stand at [0], its block is `blocks[0]`.
+
+    What a scan of it holds is this layer's; losses are the whole model's, layers above hear of a change in it.
+
+        scan(Layer(load_model("embedded:two-layers"), 1), stories)
+
+    Raises:
+        WorkbookError: the model has no such layer.
+    """
+
+    def __init__(self, whole: TransformerBridge, number: int):
+        if not 0 <= number < whole.cfg.n_layers:
+            layers, name = whole.cfg.n_layers, whole.cfg.model_name
+            raise WorkbookError(f"{name} has no layer {number}: give one below {layers}.")
+        self.whole, self.number, self.above = whole, number, list(whole.blocks)[number + 1 :]
+        self.blocks = [whole.blocks[number]]
+
+    def __getattr__(self, name: str):
+        value = getattr(self.whole, name)
+        return value[self.number : self.number + 1] if name in STACKED else value
+
+
+def layers(model: TransformerBridge) -> list[Layer]:
+    """All layers of a model, the first one first."""
+    return [Layer(model, number) for number in range(model.cfg.n_layers)]
 
 
 def resolve_source(name: str) -> str:
@@ -182,10 +215,10 @@ def _tokenizer(folder: Path, source: str, config: tf.PretrainedConfig) -> tf.Pre
     return tokenizer
 
 
-def _random_twin(config: tf.PretrainedConfig, size: int) -> tf.PreTrainedModel:
+def _random_twin(config: tf.PretrainedConfig, size: int, seed: int) -> tf.PreTrainedModel:
     config.vocab_size = size
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return tf.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 

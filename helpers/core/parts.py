@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers.core.estimates import Comparison, Estimate, compare, estimate
 from helpers.core.files import WorkbookError
 from helpers.core.logits import residual_losses
-from helpers.core.scan import Scan
+from helpers.core.scan import Scan, finish
 
 Kind = Literal["neuron", "head", "feature"]
 Where = Bool[Tensor, " n"] | Callable[[Scan], Bool[Tensor, " n"]] | None
@@ -69,14 +69,18 @@ def costs(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, " n"]:
     """What each position's loss gains when the parts are ablated together, nats.
 
     by: `mean` puts their means on the scan they were found on in their place, `zero` nothing, `resample` what they
-    are at another position, drawn at random. Without a head the MLP reads what is left, so its cost is a total one.
+    are at another position, drawn at random. Without a head the MLP reads what is left, and without a part all layers
+    above read what is left, so its cost is a total one.
     """
-    return residual_losses(scan.model, without(scan, parts, by), scan.target) - scan.losses
+    if scan.above and scan.streams is None:
+        every = torch.cat([costs(batch, parts, by) for batch in (scan.whole or scan).walk()])
+        return every if scan.whole is None else every[scan.chosen]
+    return residual_losses(scan.model, finish(scan, without(scan, parts, by)), scan.target) - scan.losses
 
 
 @torch.inference_mode()
 def without(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, "n d_model"]:
-    """The final residual stream with the parts ablated; what a basis does not explain of the MLP stays as it is."""
+    """The residual stream after the layer with the parts ablated; what a basis does not explain of the MLP stays as it is."""
     model, chosen = scan.model, parts.index
     every = scan.z if parts.kind == "head" else parts.basis.activations(scan) if parts.basis else scan.activations
     own = every[:, chosen]

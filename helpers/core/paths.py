@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.files import WorkbookError
 from helpers.core.logits import residual_losses
+from helpers.core.model import one_layer
 from helpers.core.scan import Scan, Streams, walk
 from helpers.core.stories import Story
 
@@ -25,6 +26,7 @@ def head_writes(model: TransformerBridge, z: Float[Tensor, "*n head d_head"]) ->
 
 def paths(model: TransformerBridge, streams: Streams) -> dict[str, Float[Tensor, "story pos d_model"]]:
     """Every path's write: token, position, head 0 …, attention bias, MLP. They sum to the final residual stream."""
+    one_layer(model)
     heads = head_writes(model, streams.z)
     parts = {"token": streams.token_embedding, "position": streams.position_embedding}
     parts |= {f"head {h}": heads[..., h, :] for h in range(model.cfg.n_heads)}
@@ -52,6 +54,7 @@ def route_costs(
             ("heads") and the "MLP", of another split.
         blind: the same batch of walks whose heads see the mean in place of every token or every position.
     """
+    one_layer(batch.model)
     model, mid, flat = batch.model, batch.resid_mid, batch.flat
     writes = {"token": flat(batch.streams.token_embedding), "position": flat(batch.streams.position_embedding)}
     writes["heads"] = head_writes(model, batch.z).sum(1)

@@ -9,6 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from helpers.core.files import WorkbookError
+from helpers.core.model import Layer
 
 
 def sample(
@@ -41,7 +42,8 @@ def sample(
     if tokens < 1:
         raise WorkbookError(f"The opening takes up the model's {model.cfg.n_ctx} positions: give a shorter one.")
     rows = torch.tensor([start] * count, device=model.cfg.device)
-    steering = [] if push is None else [("blocks.0.hook_mlp_out", lambda write, hook: write + push)]
+    number = model.number if isinstance(model, Layer) else 0
+    steering = [] if push is None else [(f"blocks.{number}.hook_mlp_out", lambda write, hook: write + push)]
     with model.hooks(fwd_hooks=steering):
         full = _generate(model, rows, tokens, Draw(temperature, seed))
     kept = [row[: row.index(end, len(start))] if end in row[len(start) :] else row for row in full.tolist()]

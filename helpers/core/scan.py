@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.core.contexts import Contexts, contexts
 from helpers.core.files import WorkbookError
 from helpers.core.logits import residual_losses
-from helpers.core.model import one_layer
+from helpers.core.model import Layer
 from helpers.core.stories import EncodedStory, Story, encode_story
 
 POOL = 64  # stories sorted by length together, so that little of a batch is padding
@@ -32,7 +32,8 @@ Edits = dict[str, Callable[[Tensor], Tensor]]
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-    """What one layer writes into the residual stream (the parts sum to `resid_post`, tested) and its neurons' activations."""
+    """What one layer writes into the residual stream (in a model of one, the parts sum to `resid_post`, tested) and its
+    neurons' activations; `final` is the stream after the last layer."""
 
     token_embedding: Float[Tensor, "story pos d_model"]
     position_embedding: Float[Tensor, "story pos d_model"]
@@ -42,10 +43,11 @@ class Streams:
     resid_mid: Float[Tensor, "story pos d_model"]
     mlp_post: Float[Tensor, "story pos d_mlp"]
     mlp_out: Float[Tensor, "story pos d_model"]
+    final: Float[Tensor, "story pos d_model"]
 
     @property
     def resid_post(self) -> Float[Tensor, "story pos d_model"]:
-        """The residual stream before the final LayerNorm."""
+        """The residual stream after the layer."""
         return self.resid_mid + self.mlp_out
 
 
@@ -104,13 +106,18 @@ class Scan:
 
     @functools.cached_property
     def resid_post(self) -> Float[Tensor, "n d_model"]:
-        """The residual stream before the final LayerNorm."""
+        """The residual stream after the layer: in a model of one, before the final LayerNorm."""
         return self.resid_mid + self.activations @ self.model.W_out[0] + self.model.b_out[0]
+
+    @property
+    def above(self) -> list:
+        """The blocks above the layer; none in a model of one."""
+        return self.model.above if isinstance(self.model, Layer) else []
 
     @functools.cached_property
     def losses(self) -> Float[Tensor, " n"]:
         """Loss of each next token, nats."""
-        return residual_losses(self.model, self.resid_post, self.target)
+        return residual_losses(self.model, self.column("final") if self.above else self.resid_post, self.target)
 
     @functools.cached_property
     def means(self) -> Float[Tensor, " neuron"]:
@@ -168,25 +175,44 @@ class Scan:
 
 @torch.inference_mode()
 def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edits: Edits | None = None) -> Streams:
-    """One forward pass of a one-layer model's trunk (no unembedding), its activations kept.
+    """One forward pass of the trunk (no unembedding) of a one-layer model, or of a `Layer`, that layer's activations kept.
 
-    `edits` maps names of ACTIVATIONS to functions of the activation; what one returns takes its place, for all that
-    reads it (a pattern is the exception: TransformerLens discards edits of it).
+    `edits` maps names of ACTIVATIONS, or of any layer's ("blocks.0.attn.hook_k"), to functions of the activation; what
+    one returns takes its place, for all that reads it (a pattern is the exception: TransformerLens discards edits of it).
+
+    Raises:
+        WorkbookError: a model of several layers.
     """
-    one_layer(model)
+    count, number = model.cfg.n_layers, getattr(model, "number", 0) if isinstance(model, Layer) else 0
+    if count > 1 and not isinstance(model, Layer):
+        raise WorkbookError(
+            f"{model.cfg.model_name} has {count} layers and this is for models of one: give one of its `layers(model)`."
+        )
     found: dict[str, Tensor] = {}
 
-    def keep(value: Tensor, hook) -> Tensor:
-        name = hook.name.removeprefix("blocks.0.")
+    def keep(value: Tensor, hook, name: str) -> Tensor:
         found[name] = edits[name](value) if edits and name in edits else value
         return found[name]
 
-    names = [name if name in {"hook_embed", "hook_pos_embed"} else f"blocks.0.{name}" for name in ACTIVATIONS]
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    places = {name: name if "embed" in name else f"blocks.{number}.{name}" for name in ACTIVATIONS}
+    places["final"] = f"blocks.{count - 1}.hook_out"
+    others = [(name, lambda value, hook, edit=edit: edit(value)) for name, edit in (edits or {}).items() if name not in places]  # fmt: skip
+    kept = [(place, functools.partial(keep, name=name)) for name, place in places.items()]
+    with model.hooks(fwd_hooks=others + kept):
         model.original_model.transformer(tokens)
-    values = [found[name] for name in ACTIVATIONS]
-    values[1] = values[1].expand_as(values[0])
-    return Streams(*values)
+    found["hook_pos_embed"] = found["hook_pos_embed"].expand_as(found["hook_embed"])
+    return Streams(*(found[name] for name in places))
+
+
+def finish(batch: Scan, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    """The final stream if the layer of a batch left these streams at its positions (at all others, what it left)."""
+    if not batch.above:
+        return residual
+    padded = batch.streams.resid_post.clone()
+    padded[batch.row, batch.pos] = residual
+    for block in batch.above:
+        padded = block(padded)[0]  # the other is its attention pattern
+    return batch.flat(padded)
 
 
 def walk(
@@ -231,7 +257,7 @@ def scan(
         explore = scan(load_model(), load_stories(split="explore"))
         explore.activations[:, 12].mean()
     """
-    batches, held = [], {name: [] for name in hold}
+    batches, held = [], {name: [] for name in (*hold, "final")[: len(hold) + bool(getattr(model, "above", []))]}
     for batch in walk(model, stories, positions):
         for name, parts in held.items():
             parts.append(batch.flat(getattr(batch.streams, name)))

@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.core.logits import layernorm_scale, residual_losses
 from helpers.core.parts import Where, at_positions
 from helpers.core.paths import head_writes, mlp_write
-from helpers.core.scan import Scan, run_streams
+from helpers.core.scan import Scan, finish, run_streams
 from helpers.core.words import Words
 
 Sources = (
@@ -138,7 +138,7 @@ def hear(
     neurons: Int[Tensor, " k"] | None = None,
     straight: bool | None = None,
 ) -> Float[Tensor, "n d_model"]:
-    """The final residual stream when a change in the heads' writes is heard by some readers.
+    """The residual stream after the layer when a change in the heads' writes is heard by some readers.
 
     neurons: those that hear it (None: all). straight: whether the logits hear it too, without the MLP (by default
     they do if all neurons do).
@@ -156,15 +156,15 @@ def hear(
 
 
 def loss(batch: Scan, final: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
-    """Next-token loss of final residual streams, nats."""
-    return residual_losses(batch.model, final, batch.target)
+    """Next-token loss of residual streams after a batch's layer, nats."""
+    return residual_losses(batch.model, finish(batch, final), batch.target)
 
 
 def log_odds(
     batch: Scan, final: Float[Tensor, "n d_model"], one: Int[Tensor, " n"], other: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
     """How far one token is ahead of another at each position, nats."""
-    model = batch.model
+    model, final = batch.model, finish(batch, final)
     centred = final - final.mean(-1, keepdim=True)
     ahead = (centred * (model.W_U.T[one] - model.W_U.T[other])).sum(-1) / layernorm_scale(model, final)[:, 0]
     return ahead + model.b_U[one] - model.b_U[other]

@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.files import WorkbookError
 from helpers.core.logits import layernorm_scale
+from helpers.core.model import one_layer
 from helpers.core.scan import Streams, run_streams
 from helpers.heads.to_neurons import read_directions
 
@@ -96,6 +97,7 @@ def path_graph(
     ids = [model.tokenizer.bos_token_id, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     if not prompt.strip() or len(ids) > model.cfg.n_ctx:
         raise WorkbookError(f"Give a prompt of 1 to {model.cfg.n_ctx - 1} tokens: this one has {len(ids) - 1}.")
+    one_layer(model)
     streams = run_streams(model, torch.tensor([ids]))
     logits = model.unembed(model.ln_final(streams.resid_post[:, -1:]))[0, 0]
     decode = lambda token: model.tokenizer.decode([int(token)])  # noqa: E731

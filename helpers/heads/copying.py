@@ -12,6 +12,7 @@ from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.logits import layernorm_scale
+from helpers.core.model import one_layer
 from helpers.core.scan import Scan
 from helpers.heads.to_neurons import read_directions
 
@@ -22,6 +23,7 @@ def effective_embedding(
     model: TransformerBridge, tokens: Int[Tensor, " k"] | None = None
 ) -> Float[Tensor, "k d_model"]:
     """Embeddings (of all tokens, or of some) as the heads read them: through the first LayerNorm, at the mean position."""
+    one_layer(model)
     x = model.W_E if tokens is None else model.W_E[tokens]
     x = x + model.W_pos[: min(LENGTH, model.cfg.n_ctx)].mean(0)
     return (x - x.mean(-1, keepdim=True)) / layernorm_scale(model, x)

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.logits import layernorm_scale
+from helpers.core.model import one_layer
 from helpers.core.scan import Scan, Streams
 
 PARTS = ("token–token", "token–position", "position–token", "position–position")
@@ -15,6 +16,7 @@ def token_and_position(
     model: TransformerBridge, streams: Streams
 ) -> tuple[Float[Tensor, "story pos d_model"], Float[Tensor, "story pos d_model"]]:
     """What the first LayerNorm makes of the token and of the position embedding; the two sum to its output."""
+    one_layer(model)
     sides = [x - x.mean(-1, keepdim=True) for x in (streams.token_embedding, streams.position_embedding)]
     scale = layernorm_scale(model, sum(sides))
     return sides[0] / scale, sides[1] / scale

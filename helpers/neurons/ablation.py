@@ -20,6 +20,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.logits import layernorm_scale, residual_losses
+from helpers.core.model import one_layer
 from helpers.core.scan import Scan
 
 SMALL_VARIANCE = 0.02  # nats squared: above it a change is computed exactly
@@ -58,6 +59,7 @@ def _effects(
 ) -> Iterable[Float[Tensor, "k neuron"]]:
     """`single_effects`, chunk by chunk."""
     means, chunk = scan.means if means is None else means, max(16, min(1024, 2**22 // scan.model.cfg.d_vocab))
+    one_layer(scan.model)  # a layer above would hear of it
     table = _Writes(scan.model)
     columns = (column.split(chunk) for column in (scan.resid_post, scan.activations, scan.target))
     for residual, activations, target in zip(*columns, strict=True):
@@ -116,6 +118,7 @@ def honest_effects(
     scan: Scan, neurons: list[int], means: Float[Tensor, " neuron"] | None = None
 ) -> Float[Tensor, "n k"]:
     """The same for some neurons by honest forward passes, an edited activation each: the measure of `single_effects`."""
+    one_layer(scan.model)
     model, means = scan.model, scan.means if means is None else means
     tokens = torch.nn.utils.rnn.pad_sequence([story.tokens for story in scan.encoded], batch_first=True)
     row = torch.unique_consecutive(scan.story, return_inverse=True)[1]

@@ -1,0 +1,98 @@
+"""Heads that hear heads: how much of what one head writes another one's query, key and value read, and what is lost
+when that one path is cut.
+
+Source: A Mathematical Framework for Transformer Circuits (Elhage et al., 2021) for the scores; path patching as in
+Interpretability in the Wild (Wang et al., 2022), with a head's mean write in the place of its write.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.model import Layer
+from helpers.core.scan import Edits
+
+Side = Literal["Q", "K", "V"]
+
+
+def composition_scores(
+    first: Layer, second: Layer, draws: int = 100, seed: int = 0
+) -> dict[Side, tuple[Float[Tensor, "sender receiver"], Float[Tensor, "draw sender receiver"]]]:
+    """For each side the composition scores of all pairs of heads of two layers, and those of random pairs with the same
+    spectra.
+
+    The score is the norm of the product over the product of the norms: of what the sender writes (W_V W_O), and of what
+    the receiver reads it by (W_Q W_Kᵀ from either side, or W_V W_O). A random pair has the same singular values, in
+    directions drawn at random. No d_model × d_model matrix is made.
+    """
+    write = _factored(first.W_V[0], first.W_O[0].transpose(1, 2))  # W_V W_O = left · values · rightᵀ
+    q, k = second.W_Q[0], second.W_K[0]
+    reads = {"Q": (q, k), "K": (k, q), "V": (second.W_V[0], second.W_O[0].transpose(1, 2))}
+    (_, size, right), d_model = write, first.cfg.d_model
+    generator, rank = torch.Generator().manual_seed(seed), right.shape[-1]
+    turned = torch.linalg.qr(torch.randn(draws, d_model, rank, generator=generator)).Q[
+        :, :rank
+    ]  # of two random frames
+    found = {}
+    for side, matrices in reads.items():
+        left, values, _ = _factored(*matrices)
+        norm = size.norm(dim=1)[:, None] * values.norm(dim=1)
+        meet = torch.einsum("smi,rmj->srij", right, left)
+        score = (meet.square() * size.square()[:, None, :, None] * values.square()[:, None, :]).sum((2, 3)).sqrt()
+        chance = torch.einsum("dij,si,rj->dsr", turned.square(), size.square(), values.square()).sqrt()
+        found[side] = (score / norm, chance / norm)
+    return found
+
+
+def _factored(
+    one: Float[Tensor, "head d_model d_head"], other: Float[Tensor, "head d_model d_head"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular vectors and values of one · otherᵀ for each head, without making it."""
+    (q1, r1), (q2, r2) = torch.linalg.qr(one), torch.linalg.qr(other)
+    u, s, v = torch.linalg.svd(r1 @ r2.transpose(1, 2))
+    return q1 @ u, s, q2 @ v.transpose(1, 2)
+
+
+def cut_paths(
+    model: TransformerBridge,
+    cuts: list[tuple[int, int, Side]],
+    means: Float[Tensor, "head d_head"],
+    layer: int = 0,
+) -> Edits:
+    """Edits of a run in which some heads of a layer do not reach the query, key or value of some heads of the next.
+
+    cuts: sender, receiver, and the receiver's side. means: the senders' mean outputs, which the receiver hears instead;
+    what else reads the sender (the MLPs, other heads, the logits) hears it as it is.
+
+        walk(Layer(model, 1), stories, edits=cut_paths(model, [(6, 2, "K")], explore.z.mean(0)))
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        def kept(value: Tensor) -> Tensor:
+            seen[name] = value
+            return value
+
+        return kept
+
+    def cut(side: Side):
+        weight, bias = getattr(model, f"W_{side}")[layer + 1], getattr(model, f"b_{side}")[layer + 1]
+
+        def edit(value: Tensor) -> Tensor:
+            value = value.clone()
+            for receiver in {r for _, r, s in cuts if s == side}:
+                stream = seen["stream"]
+                for sender in {a for a, r, s in cuts if (r, s) == (receiver, side)}:
+                    stream = stream + (means[sender] - seen["z"][:, :, sender]) @ model.W_O[layer, sender]
+                read = model.blocks[layer + 1].ln1(stream)
+                value[:, :, receiver] = read @ weight[receiver] + bias[receiver]
+            return value
+
+        return edit
+
+    above = f"blocks.{layer + 1}"
+    edits = {f"blocks.{layer}.attn.hook_z": keep("z"), f"{above}.hook_in": keep("stream")}
+    return edits | {f"{above}.attn.hook_{side.lower()}": cut(side) for side in {s for *_, s in cuts}}

@@ -1,0 +1,79 @@
+"""The same neurons in another model: activations of two models on the same tokens, correlated in one streaming pass.
+
+Source: Universal Neurons in GPT2 Language Models (Gurnee et al., 2024): a neuron's highest correlation with any neuron of
+the other model, less the highest with any direction of the same number of randomly turned ones (the excess).
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.files import WorkbookError
+from helpers.core.scan import walk
+from helpers.core.stories import Story
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """Correlations of the neurons of one model with those of another. rotated: each one's highest with a turned basis."""
+
+    correlation: Float[Tensor, "neuron other"]
+    rotated: Float[Tensor, " neuron"]
+
+    @property
+    def highest(self) -> Float[Tensor, " neuron"]:
+        """The highest correlation of each neuron with any of the other model's."""
+        return self.correlation.amax(1)
+
+    @property
+    def excess(self) -> Float[Tensor, " neuron"]:
+        """How far that is above the highest with the turned basis."""
+        return self.highest - self.rotated
+
+
+@torch.inference_mode()
+def match_neurons(
+    model: TransformerBridge, other: TransformerBridge, stories: Iterable[Story], turns: int = 3, seed: int = 0
+) -> Matched:
+    """Correlate every neuron of a model (or a `Layer`) with every one of another over the same tokens, and with its
+    neurons' space turned at random (the mean of `turns` turns).
+
+    Memory does not grow with the stories: sums, squares and products are kept (8 bytes a pair of neurons, three times).
+
+    Raises:
+        WorkbookError: the models have different tokens, or no story is given.
+    """
+    if model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise WorkbookError(
+            "These models read different tokens: neurons can be matched between models of one tokenizer."
+        )
+    count, sums, products = (
+        0,
+        [0.0, 0.0],
+        [0.0, 0.0, 0.0],
+    )  # of both; one with the other, other with itself, one's squares
+    stories = list(stories)
+    for batches in zip(walk(model, stories), walk(other, stories), strict=True):
+        one, two = (batch.activations.double() for batch in batches)
+        count += len(one)
+        sums = [total + part.sum(0) for total, part in zip(sums, (one, two), strict=True)]
+        new = one.T @ two, two.T @ two, one.square().sum(0)
+        products = [total + part for total, part in zip(products, new, strict=True)]
+    if not count:
+        raise WorkbookError("No story is left to match neurons on: give more stories.")
+    means = [total / count for total in sums]
+    cross = products[0] / count - means[0][:, None] * means[1]
+    spread = products[1] / count - means[1][:, None] * means[1]
+    own = (products[2] / count - means[0].square()).clamp(min=1e-12).sqrt()
+    generator, rotated = torch.Generator().manual_seed(seed), []
+    for _ in range(turns):
+        noise = torch.randn(spread.shape, generator=generator, dtype=torch.double)
+        turn = torch.linalg.qr(noise).Q
+        deviation = (turn * (spread @ turn)).sum(0).clamp(min=1e-12).sqrt()
+        rotated.append((cross @ turn / own[:, None] / deviation).amax(1))
+    deviation = spread.diagonal().clamp(min=1e-12).sqrt()
+    return Matched((cross / own[:, None] / deviation).float(), torch.stack(rotated).mean(0).float())

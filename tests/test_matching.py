@@ -1,0 +1,40 @@
+"""Neurons of two models matched by their activations on the same tokens."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from helpers import load_stories, scan
+from helpers.core.files import WorkbookError
+from helpers.neurons.matching import match_neurons
+
+STORIES = 6
+
+
+def test_the_streamed_correlations_are_the_plain_ones_whatever_the_number_of_stories(model, twin):
+    stories = load_stories(split="explore")[:STORIES]
+    found = match_neurons(model, twin, stories, turns=1)
+    one, two = (scan(m, stories).activations for m in (model, twin))
+    plain = torch.corrcoef(torch.cat([one, two], 1).T.double())[:1024, 1024:].float()
+    torch.testing.assert_close(found.correlation, plain, atol=1e-3, rtol=1e-3)
+
+
+def test_a_model_has_its_own_neurons_and_a_turned_basis_has_them_not(model):
+    found = match_neurons(model, model, load_stories(split="explore")[:STORIES])
+    torch.testing.assert_close(found.highest, torch.ones(1024), atol=1e-4, rtol=0)
+    assert torch.equal(found.correlation.argmax(1), torch.arange(1024))
+    assert (found.excess > 0.3).float().mean() > 0.9 and (found.rotated < 0.95).all()
+
+
+def test_random_weights_have_hardly_any_of_a_models_neurons(model, twin):
+    found = match_neurons(model, twin, load_stories(split="explore")[:STORIES])
+    assert (found.excess > 0.5).float().mean() < 0.01
+
+
+def test_models_of_other_tokens_and_no_stories_are_refused(model, tiny):
+    with pytest.raises(WorkbookError, match="different tokens"):
+        match_neurons(model, tiny, load_stories(split="explore")[:1])
+    same = SimpleNamespace(tokenizer=model.tokenizer, cfg=model.cfg)
+    with pytest.raises(WorkbookError, match="No story is left"):
+        match_neurons(model, same, [])
