@@ -14,7 +14,14 @@ def whole():
     model = load_model("random:embedded:two-layers")
     generator = torch.Generator().manual_seed(1)
     for block in model.blocks:
-        for weight in (block.attn.W_Q, block.attn.W_K, block.attn.W_V, block.attn.W_O):
+        for weight in (
+            block.attn.W_Q,
+            block.attn.W_K,
+            block.attn.W_V,
+            block.attn.W_O,
+            block.mlp.W_in,
+            block.mlp.W_out,
+        ):
             weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
     return model
 
@@ -56,15 +63,25 @@ def test_a_head_that_reads_what_another_writes_stands_out(whole):
         target.copy_(before)
 
 
+@pytest.mark.parametrize("by", ["straight", "neurons", "both"])
 @pytest.mark.parametrize("side", ["Q", "K", "V"])
-def test_a_cut_path_changes_what_one_head_reads_on_one_side(whole, tokens, side):
+def test_a_cut_path_changes_what_one_head_reads_on_one_side(whole, tokens, side, by):
     means = torch.randn(8, 32, generator=torch.Generator().manual_seed(2))
     first, plain = (run_streams(layer, tokens) for layer in layers(whole))
-    cut = run_streams(Layer(whole, 1), tokens, cut_paths(whole, [(3, 5, side)], means))
+    cut = run_streams(Layer(whole, 1), tokens, cut_paths(whole, [(3, 5, side)], means, by))
     others = [h for h in range(8) if h != 5]
     assert torch.equal(cut.z[:, :, others], plain.z[:, :, others])
     reads = {"Q": first.resid_post, "K": first.resid_post, "V": first.resid_post}
-    reads[side] = first.resid_post + (means[3] - first.z[:, :, 3]) @ whole.W_O[0, 3]
+    change, mlp = (
+        (means[3] - first.z[:, :, 3]) @ whole.W_O[0, 3],
+        lambda mid: whole.blocks[0].mlp(whole.blocks[0].ln2(mid)),
+    )
+    told = mlp(first.resid_mid + change)
+    reads[side] = {
+        "straight": first.resid_post + change,
+        "neurons": first.resid_mid + told,
+        "both": first.resid_mid + change + told,
+    }[by]
     q, k, v = (
         whole.blocks[1].ln1(read) @ getattr(whole, f"W_{s}")[1, 5] + getattr(whole, f"b_{s}")[1, 5]
         for s, read in reads.items()
@@ -76,7 +93,7 @@ def test_a_cut_path_changes_what_one_head_reads_on_one_side(whole, tokens, side)
 
 def test_several_cuts_add_up_on_one_side_and_leave_the_first_layer_alone(whole, tokens):
     means = torch.zeros(8, 32)
-    edits = cut_paths(whole, [(a, b, s) for a in range(8) for b in range(8) for s in "QKV"], means)
+    edits = cut_paths(whole, [(a, b, s) for a in range(8) for b in range(8) for s in "QKV"], means, "straight")
     first, cut = (run_streams(layer, tokens, edits) for layer in layers(whole))
     plain = run_streams(Layer(whole, 0), tokens)
     assert torch.equal(first.resid_post, plain.resid_post)

@@ -12,10 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.core.logits import layernorm_scale
 from helpers.core.model import Layer
 from helpers.core.scan import Edits
+from helpers.heads.changes import activations_at
 
 Side = Literal["Q", "K", "V"]
+By = Literal["straight", "neurons", "both"]
 
 
 def composition_scores(
@@ -60,15 +63,17 @@ def cut_paths(
     model: TransformerBridge,
     cuts: list[tuple[int, int, Side]],
     means: Float[Tensor, "head d_head"],
-    layer: int = 0,
+    by: By = "both",
 ) -> Edits:
-    """Edits of a run in which some heads of a layer do not reach the query, key or value of some heads of the next.
+    """Edits of a run in which some heads of the first layer do not reach the query, key or value of heads of the second.
 
-    cuts: sender, receiver, and the receiver's side. means: the senders' mean outputs, which the receiver hears instead;
-    what else reads the sender (the MLPs, other heads, the logits) hears it as it is.
+    cuts: sender, receiver, and the receiver's side. means: the senders' mean outputs, which the receiver hears instead.
+    by: the way that is cut: `straight` from head to head, `neurons` (what the first layer's MLP makes of the sender),
+    or both. What else reads the sender (other heads, the second MLP, the logits) hears it as it is.
 
         walk(Layer(model, 1), stories, edits=cut_paths(model, [(6, 2, "K")], explore.z.mean(0)))
     """
+    lower, every = Layer(model, 0), torch.arange(model.cfg.d_mlp)
     seen: dict[str, Tensor] = {}
 
     def keep(name: str):
@@ -78,21 +83,31 @@ def cut_paths(
 
         return kept
 
+    def heard(senders: frozenset[int]) -> Float[Tensor, "story pos d_model"]:
+        """What the second layer's heads read, without these senders; the modules' own hooks are left alone."""
+        stream = seen["stream"]
+        change = sum((means[a] - seen["z"][:, :, a]) @ model.W_O[0, a] for a in senders)
+        if by != "straight":
+            stream = stream + (activations_at(lower, seen["mid"] + change, every) - seen["post"]) @ model.W_out[0]
+        stream = stream if by == "neurons" else stream + change
+        return (stream - stream.mean(-1, keepdim=True)) / layernorm_scale(model, stream)
+
     def cut(side: Side):
-        weight, bias = getattr(model, f"W_{side}")[layer + 1], getattr(model, f"b_{side}")[layer + 1]
+        weight, bias = getattr(model, f"W_{side}")[1], getattr(model, f"b_{side}")[1]
+
+        told = {r: frozenset(a for a, *end in cuts if end == [r, side]) for _, r, s in cuts if s == side}
 
         def edit(value: Tensor) -> Tensor:
             value = value.clone()
-            for receiver in {r for _, r, s in cuts if s == side}:
-                stream = seen["stream"]
-                for sender in {a for a, r, s in cuts if (r, s) == (receiver, side)}:
-                    stream = stream + (means[sender] - seen["z"][:, :, sender]) @ model.W_O[layer, sender]
-                read = model.blocks[layer + 1].ln1(stream)
-                value[:, :, receiver] = read @ weight[receiver] + bias[receiver]
+            for senders in set(told.values()):
+                read = heard(senders)
+                for receiver in (r for r in told if told[r] == senders):
+                    value[:, :, receiver] = read @ weight[receiver] + bias[receiver]
             return value
 
         return edit
 
-    above = f"blocks.{layer + 1}"
-    edits = {f"blocks.{layer}.attn.hook_z": keep("z"), f"{above}.hook_in": keep("stream")}
-    return edits | {f"{above}.attn.hook_{side.lower()}": cut(side) for side in {s for *_, s in cuts}}
+    places = {"z": "attn.hook_z", "mid": "hook_resid_mid", "post": "mlp.hook_post"}
+    places = {name: f"blocks.0.{place}" for name, place in places.items()} | {"stream": "blocks.1.hook_in"}
+    edits = {place: keep(name) for name, place in places.items()}
+    return edits | {f"blocks.1.attn.hook_{side.lower()}": cut(side) for side in {s for *_, s in cuts}}
