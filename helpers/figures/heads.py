@@ -1,5 +1,8 @@
 """Figures of attention heads: pieces of story, the card of one head, circuit graphs."""
 
+import textwrap
+from typing import Literal
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,12 +12,14 @@ from matplotlib.path import Path
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.scan import Scan
+from helpers.features.dictionary import load_dictionary
+from helpers.features.graph import feature_graph
 from helpers.figures.base import COLOURS, PLAIN, STYLE, WIDTH, Titled, entitle, label, new_axes
 from helpers.heads.card import head_card
 from helpers.heads.circuit_graph import OTHERS, Graph, path_graph
 from helpers.heads.pieces import Piece
 
-COLUMNS = ("looked-at words", "carriers", "neurons", "next word")
+COLUMNS = ("looked-at words", "carriers", "in the MLP, and past it", "next word")
 FAINT = 0.015  # edges below this share of all edges' sizes in a column are not drawn
 LETTERS = 108  # of a line
 
@@ -107,17 +112,23 @@ def circuit_graph(
     word: str | int | None = None,
     rival: str | int | None = None,
     notes: dict[str, str] | None = None,
+    parts: Literal["neurons", "features"] = "neurons",
 ) -> Figure:
     """Draw why the model says one next word rather than another: by default its first choice against its second.
 
         circuit_graph(model, "Tom lost his ball. He looked for his", " ball", " mom")
 
-    Words are texts or token numbers. `notes` says what nodes do, by name ({"head 3": "brings names"}).
+    Words are texts or token numbers. `notes` says what nodes do, by name ({"head 3": "brings names"}). `parts`: what the
+    MLP is taken apart into; features are those of the model's own dictionary, and what they miss is a node too.
 
     Raises:
-        WorkbookError: the prompt is empty or too long, or a word is not one token (mind the blank before it).
+        WorkbookError: the prompt is empty or too long, or a word is not one token (mind the blank before it), or there is no
+            dictionary of this model.
     """
-    graph = path_graph(model, prompt, word, rival)
+    if parts == "features":
+        graph = feature_graph(model, load_dictionary(model), prompt, word, rival)
+    else:
+        graph = path_graph(model, prompt, word, rival)
     return circuit(graph, f"“{label(prompt, 56)}” → {graph.nodes[-1].name}", notes or {})
 
 
@@ -133,7 +144,7 @@ def circuit(graph: Graph, title: str, notes: dict[str, str]) -> Figure:
             places[column, node.name] = x, y = column * 10.0, (i + 0.5) * tallest / len(nodes)
             ink = COLOURS["model"] if node.total >= 0 else COLOURS["accent"]
             box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": ink, "lw": 1.1}
-            text = f"{node.name}  {node.total:+.1f}" + (f"\n{said[node.name]}" if node.name in said else "")
+            text = f"{node.name}  {node.total:+.1f}\n{textwrap.fill(said.get(node.name, ''), 34)}".strip()
             axis.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box, zorder=5, **PLAIN)
     for column, edges in enumerate(graph.edges):
         largest = sum(abs(value) for value in edges.values()) or 1.0

@@ -9,6 +9,7 @@ attribution by exact linearisation at the point.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -21,9 +22,11 @@ from helpers.core.model import one_layer
 from helpers.core.scan import Streams, run_streams
 from helpers.heads.to_neurons import read_directions
 
-OTHERS = ("other words", "other heads", "other neurons")
+OTHERS = ("other words", "other heads", "other neurons", "other features")
 OWN = ("this word", "place, biases")  # what needs no head
 DIRECT = "straight to the logits"
+MISSED = "what no feature writes"  # of the MLP, where features stand in the neurons' place
+Table = Callable[[TransformerBridge, Streams, int, int], Float[Tensor, "carrier source route"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +54,34 @@ class Graph:
     says: dict[str, str]
 
 
-@torch.no_grad()
-def path_table(
+def carried(
     model: TransformerBridge, streams: Streams, word: int, rival: int
-) -> Float[Tensor, "carrier source route"]:
-    """Signed contributions to the logit difference at the last position of one text, path by path.
+) -> tuple[Float[Tensor, "carrier source d_model"], Float[Tensor, " d_model"]]:
+    """What each carrier writes at the last position of one text, by the position that it reads (the last one for all but
+    heads), and the direction in the final stream that raises the logit difference.
 
-    carrier: token, place and biases, head 0 … source: the position it reads (the last one for all but heads). route:
-    every neuron, then straight to the logits. Biases are b_O, b_in, b_out and b_U.
+    carrier: token, place and biases, head 0 …
     """
     aim = (model.W_U[:, word] - model.W_U[:, rival]) / layernorm_scale(model, streams.resid_post[0, -1])
-    aim = aim - aim.mean()
     length, heads = streams.v.shape[1], model.cfg.n_heads
     writes = torch.zeros(heads + 2, length, model.cfg.d_model)
     writes[0, -1] = streams.token_embedding[0, -1]
     writes[1, -1] = streams.position_embedding[0, -1] + model.b_O[0]
     moved = streams.pattern[0, :, -1, :, None] * streams.v[0].transpose(0, 1)
     writes[2:] = torch.einsum("hkd,hdm->hkm", moved, model.W_O[0])
+    return writes, aim - aim.mean()
+
+
+@torch.no_grad()
+def path_table(
+    model: TransformerBridge, streams: Streams, word: int, rival: int
+) -> Float[Tensor, "carrier source route"]:
+    """Signed contributions to the logit difference at the last position of one text, path by path.
+
+    carrier, source: as in `carried`. route: every neuron, then straight to the logits. Biases are b_O, b_in, b_out and
+    b_U.
+    """
+    writes, aim = carried(model, streams, word, rival)
     read = read_directions(model, torch.arange(model.cfg.d_mlp)) / layernorm_scale(model, streams.resid_mid[0, -1])
     pre = writes.sum((0, 1)) @ read + model.b_in[0]
     onward = torch.where(pre.abs() > 1e-6, streams.mlp_post[0, -1] / pre, 0.5) * (model.W_out[0] @ aim)
@@ -84,12 +98,14 @@ def path_graph(
     word: str | int | None = None,
     rival: str | int | None = None,
     most: tuple[int, int, int] = (5, 3, 5),
+    features: tuple[Table, Float[Tensor, "feature d_model"]] | None = None,
 ) -> Graph:
     """The graph of a prompt's next word against a rival (texts or token numbers): by default the model's first choice
     against its next one.
 
     A rival that is the word itself, whatever its case, is nothing to compare with: the next choice takes its place.
-    `most` words, heads and neurons with the largest paths are nodes, the others pooled.
+    `most` words, heads and neurons with the largest paths are nodes, the others pooled. `features`: a table of paths in
+    which they stand in the neurons' place, with one more route, what no feature writes; and what each writes.
 
     Raises:
         WorkbookError: the prompt is empty or too long, or a word to predict is not one token.
@@ -106,12 +122,15 @@ def path_graph(
     two = one if rival in (None, "") else _one_token(model, rival)
     if bare(two) == bare(one):
         two = next(t for t in logits.argsort(descending=True).tolist() if t != one and bare(t) != bare(one))
-    table, difference = path_table(model, streams, one, two), (logits[one] - logits[two]).item()
-    write = streams.mlp_post[0, -1, :, None] * (model.W_out[0] @ model.W_U[:, [one, two]])
+    take_apart, writes = features or (path_table, model.W_out[0])
+    table, difference = take_apart(model, streams, one, two), (logits[one] - logits[two]).item()
+    write = writes @ model.W_U[:, [one, two]]
+    if not features:
+        write *= streams.mlp_post[0, -1, :, None]
     said = [decode(i).strip(" ").replace("\n", "⏎") for i in (one, two)]
-    graph = _pooled(table, [decode(i) for i in ids], said, difference, most)
+    graph = _pooled(table, [decode(i) for i in ids], said, difference, most, bool(features))
     for node in graph.nodes:
-        if node.name.startswith("neuron "):
+        if node.name.startswith(("neuron ", "feature ")):
             up, other = write[int(node.name.split()[1])].tolist()
             by_word = abs(up) >= abs(other)
             raises = up > 0 if by_word else other > 0
@@ -130,16 +149,19 @@ def _one_token(model: TransformerBridge, word: str | int) -> int:
     return ids[0]
 
 
-def _pooled(table: Tensor, tokens: list[str], said: list[str], difference: float, most: tuple) -> Graph:
+def _pooled(
+    table: Tensor, tokens: list[str], said: list[str], difference: float, most: tuple, features: bool
+) -> Graph:
     """The graph of a table of paths: equal words made one node, small nodes pooled."""
     aim = " over ".join(said)
     spelled = [token.strip().replace("\n", "⏎") or repr(token)[1:-1] for token in tokens]
     names = [f"“{w}” × {spelled.count(w)}" if spelled.count(w) > 1 else f"“{w}”" for w in spelled]
     heads = [f"head {h}" for h in range(len(table) - 2)]
-    routes = [*(f"neuron {j}" for j in range(table.shape[2] - 1))]
+    kind, last = ("feature", [MISSED, DIRECT]) if features else ("neuron", [DIRECT])
+    routes, size = [f"{kind} {j}" for j in range(table.shape[2] - len(last))], table[..., : -len(last)].sum((0, 1))
     sources = _keep(names, table[2:].sum((0, 2)), most[0], OTHERS[0])
     carriers = [*OWN, *_keep(heads, table[2:].sum((1, 2)), most[1], OTHERS[1])]
-    routes = [*_keep(routes, table[..., :-1].sum((0, 1)), most[2], OTHERS[2]), DIRECT]
+    routes = [*_keep(routes, size, most[2], f"other {kind}s"), *last]
     edges: list[dict[tuple[str, str], float]] = [{}, {}, {}]
     for c, carrier in enumerate(carriers):
         for p, value in enumerate(table[c].sum(1).tolist()):
