@@ -19,6 +19,7 @@ from helpers.core.sampling import sample
 from helpers.core.scan import scan, walk
 from helpers.core.stories import load_stories, stream_stories
 from helpers.core.words import family, tagged, words
+from helpers.features.card import card
 from helpers.figures.heads import circuit_graph, show_head
 from helpers.figures.neurons import show_neuron
 from helpers.heads.find import find_heads, look
@@ -30,7 +31,7 @@ from helpers.report.findings import Findings, read_findings
 from helpers.core.parts import heads, neurons  # isort: skip  (last: the rooms of these names are the house's, not these)
 
 __all__ = [
-    "Findings", "WorkbookError", "ablate", "circuit_graph", "compare", "estimate", "family", "find_heads",
+    "Findings", "WorkbookError", "ablate", "card", "circuit_graph", "compare", "estimate", "family", "find_heads",
     "find_neurons", "heads", "load_model", "load_stories", "look", "matched_sets", "neurons",
     "read_findings", "read_ledger", "results_folder", "sample", "scan", "search", "show_head", "show_neuron", "steer",
     "stream_stories", "tagged", "walk", "words",

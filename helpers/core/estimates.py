@@ -78,6 +78,15 @@ def compare(
     return Comparison(*sides, name, sum(own > mean for mean in means.values()), len(means))
 
 
+def verdict(gap: Estimate, least: float) -> str:
+    """clear: the whole interval is above `least`; some: above zero; contrary: below zero; else, or unmeasured, open."""
+    if math.isnan(gap.low) or gap.low <= 0 <= gap.high:
+        return "open"
+    if gap.high < 0:
+        return "contrary"
+    return "clear" if gap.low > least else "some"
+
+
 def story_sums(
     values: Float[Tensor, " n"], story: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, " clusters"], Float[Tensor, " clusters"]]:

@@ -137,14 +137,15 @@ def circuit(graph: Graph, title: str, notes: dict[str, str]) -> Figure:
     shown = [[node for node in graph.nodes if node.column == column] for column in range(4)]
     shown = [sorted(nodes, key=lambda node: (node.name in OTHERS, -node.total)) for nodes in shown]
     tallest, said, places = max(len(nodes) for nodes in shown), graph.says | notes, {}
-    figure, (axis,) = new_axes(WIDTH, 0.44 * tallest + 0.9)
+    longest = max((len(textwrap.wrap(text, 40)) for text in said.values()), default=1)
+    figure, (axis,) = new_axes(WIDTH, (0.33 + 0.11 * longest) * tallest + 0.9)
     for column, nodes in enumerate(shown):
         axis.text(column * 10.0, -0.3, COLUMNS[column], ha="center", fontsize=9, color="#667788")
         for i, node in enumerate(nodes):
             places[column, node.name] = x, y = column * 10.0, (i + 0.5) * tallest / len(nodes)
             ink = COLOURS["model"] if node.total >= 0 else COLOURS["accent"]
             box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": ink, "lw": 1.1}
-            text = f"{node.name}  {node.total:+.1f}\n{textwrap.fill(said.get(node.name, ''), 34)}".strip()
+            text = f"{node.name}  {node.total:+.1f}\n{textwrap.fill(said.get(node.name, ''), 40)}".strip()
             axis.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box, zorder=5, **PLAIN)
     for column, edges in enumerate(graph.edges):
         largest = sum(abs(value) for value in edges.values()) or 1.0

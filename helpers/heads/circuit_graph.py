@@ -22,10 +22,10 @@ from helpers.core.model import one_layer
 from helpers.core.scan import Streams, run_streams
 from helpers.heads.to_neurons import read_directions
 
-OTHERS = ("other words", "other heads", "other neurons", "other features")
+MISSED = "what no feature writes"  # of the MLP, where features stand in the neurons' place
+OTHERS = ("other words", "other heads", "other neurons", "other features", MISSED)
 OWN = ("this word", "place, biases")  # what needs no head
 DIRECT = "straight to the logits"
-MISSED = "what no feature writes"  # of the MLP, where features stand in the neurons' place
 Table = Callable[[TransformerBridge, Streams, int, int], Float[Tensor, "carrier source route"]]
 
 

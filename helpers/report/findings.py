@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from helpers.core.estimates import Comparison, Estimate, difference
+from helpers.core.estimates import Comparison, Estimate, difference, verdict
 from helpers.core.files import WorkbookError, made_with, results_folder, write_json
 from helpers.report.prose import Table
 
@@ -40,12 +40,7 @@ class Finding:
     @property
     def verdict(self) -> str:
         """One of VERDICTS; `open` where nothing could be measured."""
-        low, high = self.pair.difference.low, self.pair.difference.high
-        if math.isnan(low) or low <= 0 <= high:
-            return "open"
-        if high < 0:
-            return "contrary"
-        return "clear" if low > self.least else "some"
+        return verdict(self.pair.difference, self.least)
 
     @property
     def measured(self) -> str:

@@ -1,0 +1,194 @@
+"""Cards of parts: when each fires, what feeds it, what it raises and lowers, and what the model loses without it."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from helpers.core.card import Card
+from helpers.core.estimates import Comparison, Estimate, compare, estimate, verdict
+from helpers.core.files import WorkbookError
+from helpers.core.logits import layernorm_scale, residual_losses
+from helpers.core.parts import Parts
+from helpers.core.paths import head_writes
+from helpers.core.scan import Scan, decoder
+from helpers.features.dictionary import load_dictionary
+from helpers.features.names import feature_names
+from helpers.features.rules import Rule, Variables, find_rules, score
+from helpers.heads.changes import hear, placed
+from helpers.heads.to_neurons import read_directions
+
+RANKS = (0.0, 0.04, 0.15, 0.35, 0.6, 0.85)  # of all places where a part fires: where examples are drawn from
+BEFORE, AFTER = 12, 3  # tokens shown of an example's context
+PLACES = 400  # at which a part's cost is measured, and at which its senders are looked for
+LEAST = 0.02  # nats: the smallest difference that would matter
+
+
+def card(scan: Scan, part: str | Parts, test: Scan | None = None) -> Card:
+    """The card of one neuron, head or feature of the model's own dictionary; `test`: unseen stories to score it on.
+
+        card(explore, "feature 64", confirm)
+
+    Raises:
+        WorkbookError: there is no such part.
+    """
+    if isinstance(part, str):
+        kind, _, number = part.partition(" ")
+        basis = load_dictionary(scan.model) if kind == "feature" else None
+        sizes = {"neuron": scan.model.cfg.d_mlp, "head": scan.model.cfg.n_heads, "feature": len(basis or ())}
+        if not (number.isdigit() and int(number) < sizes.get(kind, 0)):
+            raise WorkbookError(
+                f"No part {part!r}: say neuron, head or feature and its number, as in 'neuron 12'."
+            )
+        means = {"neuron": lambda: scan.means, "head": lambda: scan.z.mean(0)}.get(kind, lambda: None)()
+        part = Parts(part, kind, torch.tensor([int(number)]), means=means, basis=basis)
+    return cards(scan, part, test)[0]
+
+
+@torch.inference_mode()
+def cards(scan: Scan, parts: Parts, test: Scan | None = None, rules: Sequence[Rule] | None = None) -> list[Card]:
+    """The cards of some parts of one kind; `rules`: theirs, if they are known (found on `scan`)."""
+    test, model = test or scan, scan.model
+    own, unseen = activity(scan, parts), activity(test, parts)
+    least = torch.zeros(len(parts)) if parts.kind == "feature" else own.mean(0) + 2 * own.std(0)
+    loud, heard, decode = own > least, unseen > least, decoder(model.tokenizer)
+    rules = find_rules(Variables(scan), loud) if rules is None else rules
+    variables, names = Variables(test), feature_names(parts.basis) if parts.basis else {}
+    fed, words = feeders(scan, parts, loud)
+    if parts.kind == "head":
+        found = [(scan.at(loud[:, k]), j) for k, j in enumerate(parts.index.tolist())]
+        gone = [(here, head_writes(model, scan.z.mean(0) - here.z)[:, j]) for here, j in found]
+        writes = torch.stack([(here.resid_post - hear(here, change)).mean(0) for here, change in gone])
+    else:
+        rows = (parts.basis.writes if parts.basis else model.W_out[0])[parts.index]
+        writes = rows * ((own * loud).sum(0) / loud.sum(0).clamp(min=1))[:, None]
+    says = (writes - writes.mean(1, keepdim=True)) @ model.W_U / layernorm_scale(model, scan.resid_post).mean()
+    made = []
+    for k, (number, rule) in enumerate(zip(parts.index.tolist(), rules, strict=True)):
+        held = score(variables, rule, unseen[:, k], heard[:, k])
+        sides = [says[k].topk(10, largest=way).indices.tolist() for way in (True, False)]
+        up, down = ({decode(i): round(float(says[k, i]), 2) for i in side} for side in sides)
+        pair, rest = loses(test, parts, k, heard[:, k])
+        total = held.fires * pair.value.mean + (1 - held.fires) * rest.mean if heard[:, k].any() else 0.0
+        disagree = "" if held.named else (
+            f"{'Name and rule do not agree' if number in names else 'The rule does not hold'} on unseen stories: "
+            f"{held.precision:.0%} of the rule's places fire, and it finds {held.recall:.0%} of those that do."
+        )  # fmt: skip
+        sides = (
+            tuple(round(end, 4) if heard[:, k].any() else 0.0 for end in (e.mean, e.low, e.high))
+            for e in (pair.value, rest)
+        )
+        made.append(Card(
+            f"{parts.kind} {number}", names.get(number, ""), round(held.fires, 4), rule.short(), round(held.precision, 2),
+            round(held.recall, 2), examples(scan, own[:, k], loud[:, k]), fed[k], words[k], up, down, round(total, 5),
+            *sides, verdict(pair.difference, LEAST), disagree, pair,
+        ))  # fmt: skip
+    return made
+
+
+def activity(scan: Scan, parts: Parts) -> Float[Tensor, "n k"]:
+    """How much each part does at every position: its activation; of a head, how far its write is from its mean."""
+    if parts.kind == "head":
+        return head_writes(scan.model, scan.z - scan.z.mean(0))[:, parts.index].norm(dim=-1)
+    return (parts.basis.activations(scan) if parts.basis else scan.activations)[:, parts.index]
+
+
+def examples(
+    scan: Scan, values: Float[Tensor, " n"], loud: Bool[Tensor, " n"]
+) -> list[tuple[list[str], list[float], int]]:
+    """Places from the whole range of a part, each of another story if it can be: tokens, values, and which is meant."""
+    order, told, shown = (
+        values.masked_fill(~loud, -torch.inf).argsort(descending=True)[: int(loud.sum())],
+        set(),
+        [],
+    )
+    for rank in RANKS:
+        near = order[int(rank * len(order)) :][:50].tolist()
+        i = next((i for i in near if int(scan.story[i]) not in told), None)
+        if i is not None:
+            told.add(int(scan.story[i]))
+            inside = torch.arange(max(i - BEFORE, i - int(scan.pos[i])), min(i + AFTER + 1, len(scan)))
+            inside = inside[scan.story[inside] == scan.story[i]]
+            tokens = [scan.model.tokenizer.decode([t]).replace("\n", "⏎") for t in scan.token[inside].tolist()]
+            shown.append((tokens, [round(v, 1) for v in values[inside].tolist()], i - int(inside[0])))
+    return shown
+
+
+def feeders(
+    scan: Scan, parts: Parts, loud: Bool[Tensor, "n k"]
+) -> tuple[list[dict[str, float]], list[dict[str, list[str]]]]:
+    """What lifts each part's input where it fires above its mean: shares by token, place and head; and, for each head,
+    the words whose message does most of it. Of a head only the words that it looks at there."""
+    model, places = scan.model, torch.zeros_like(loud)
+    for k in range(len(parts)):
+        here = loud[:, k].nonzero()[:, 0]
+        places[here[torch.linspace(0, max(0, len(here) - 1), min(len(here), PLACES)).long()], k] = True
+    heads, fed = parts.kind == "head", [{}] * len(parts)
+    if heads:
+        reading = torch.eye(model.cfg.n_heads)[
+            :, None, parts.index
+        ]  # a head's own pattern, and nothing of the others
+    else:
+        read = read_directions(model, parts.index) if not parts.basis else parts.basis.W_enc[:, parts.index]
+        read = read - read.mean(0)
+        reading, scale = model.W_O[0] @ read, layernorm_scale(model, scan.resid_mid)
+        given = {"the word": (model.W_E @ read)[scan.token], "its place": (model.W_pos @ read)[scan.pos]}
+        given |= {f"head {h}": scan.z[:, h] @ reading[h] for h in range(model.cfg.n_heads)}
+        lift = {who: torch.stack([(column / scale)[loud[:, k], k].mean() for k in range(len(parts))])
+                - (column / scale).mean(0) for who, column in given.items()}  # fmt: skip
+        total = sum(lift.values())
+        fed = [{who: round(float(rise[k] / total[k]), 3) for who, rise in lift.items() if loud[:, k].any()}
+               for k in range(len(parts))]  # fmt: skip
+    sums = torch.zeros(len(parts), model.cfg.n_heads, model.cfg.d_vocab)
+    for batch, start in placed(scan, places.any(1)):
+        tokens = pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
+        values = torch.einsum(
+            "skhd,hdj->skhj", torch.ones_like(batch.streams.v[..., :1]) if heads else batch.streams.v, reading
+        )
+        values = values if heads else values - values.mean((0, 1))
+        chosen = places[start + batch.chosen]
+        for k in range(len(parts)):
+            at = chosen[:, k].nonzero()[:, 0]
+            row, pos = batch.row[at], batch.pos[at]
+            sent = batch.streams.pattern[row, :, pos] * values[row, :, :, k].transpose(1, 2)
+            for h in range(model.cfg.n_heads):
+                sums[k, h].index_add_(0, tokens[row].flatten(), sent[:, h].flatten())
+    decode = lambda t: scan.model.tokenizer.decode([t]).strip() or "⏎"  # noqa: E731
+    top = [{f"head {h}": list(dict.fromkeys(map(decode, sums[k, h].topk(4).indices.tolist())))
+            for h in range(model.cfg.n_heads) if (h == parts[k] if heads else fed[k].get(f"head {h}", 0) >= 0.05)}
+           for k in range(len(parts))]  # fmt: skip
+    return fed, top
+
+
+def loses(scan: Scan, parts: Parts, k: int, fires: Bool[Tensor, " n"]) -> tuple[Comparison, Estimate]:
+    """What the model loses without a part where it fires (nats), beside the loss when the write of another part of its
+    kind, made as strong, is taken away in its place; and what it loses without it elsewhere.
+
+    Features are set to zero, which they mostly are; neurons and heads to their means.
+    """
+    draw, sides = torch.Generator().manual_seed(0), []
+    for where in (fires, ~fires):
+        chosen = where.nonzero()[:, 0]
+        here = scan.at(chosen[torch.randperm(len(chosen), generator=draw)[:PLACES]].sort().values)
+        if parts.kind == "head":
+            change = (parts.means - here.z) if parts.means is not None else scan.z.mean(0) - here.z
+            every = head_writes(scan.model, change)
+            own, other = every[:, parts[k]], every[:, (parts[k] + 1) % scan.model.cfg.n_heads]
+            other = other * own.norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        else:
+            writes = parts.basis.writes if parts.basis else scan.model.W_out[0]
+            means = (
+                0 if parts.kind == "feature" else (scan.means if parts.means is None else parts.means)[parts[k]]
+            )
+            change = means - (parts.basis.activations(here) if parts.basis else here.activations)[:, parts[k]]
+            own, other = writes[parts[k]], writes[(parts[k] + len(writes) // 2) % len(writes)]
+            own, other = (
+                change[:, None] * row for row in (own, other / other.norm().clamp(min=1e-9) * own.norm())
+            )
+        finals = (hear(here, gone) if parts.kind == "head" else here.resid_post + gone for gone in (own, other))
+        lost = [residual_losses(scan.model, final, here.target) - here.losses for final in finals]
+        sides.append((lost, here.story))
+    (lost, story), (rest, others) = sides
+    return compare(lost[0], {"as strong a write of another part": lost[1]}, story), estimate(rest[0], others)
