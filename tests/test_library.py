@@ -14,6 +14,7 @@ from helpers.neurons.ledger import read_ledger, save_ledger, search
 from helpers.report.findings import Finding
 from helpers.report.library import LENGTH, Entry, Library
 
+LEAST_ENTRIES = 20
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -48,7 +49,9 @@ def test_the_stored_form_is_the_documented_one(tmp_path):
     data = json.loads(library.save(tmp_path / "library.json").read_text())
     assert set(data["entries"][0]) == {
         "id", "kind", "parts", "sentence", "evidence", "notebook", "reads", "raises", "lowers", "verdict",
+        "group", "matters", "card",
     }  # fmt: skip
+    assert set(data["schema"]) == set(data["entries"][0]) and set(data) == {"model", "schema", "groups", "entries"}
     assert set(data["entries"][0]["evidence"][0]) == {*finding(0.6).record(), "notebook"}
 
 
@@ -100,6 +103,7 @@ def test_a_notebook_that_runs_again_replaces_its_own_evidence_only():
         ({"parts": []}, "give an id"),
         ({"sentence": ""}, "give an id"),
         ({"sentence": "x" * (LENGTH + 1)}, "121 characters"),
+        ({"group": "weather"}, "is no group; choose one of grammar"),
     ],
 )
 def test_an_entry_with_a_bad_field_is_refused(changes, complaint):
@@ -131,9 +135,28 @@ def test_a_table_shows_text_as_text():
     assert "It raises &lt;b&gt; &amp; *." in table
 
 
-def test_the_stored_library_fits_the_schema():
+def test_a_group_is_summed_up_and_an_older_file_is_read(tmp_path):
+    library = Library("m", [entry(group="spelling", matters=0.25, card={"part": "neuron 1"})])
+    library.sum_up("spelling", 0.123456, "It knows letters.")
+    path = library.save(tmp_path / "library.json")
+    again = Library.load(path, "m")
+    assert again.groups == {"spelling": {"share": 0.1235, "summary": "It knows letters."}}
+    assert again.entries == library.entries and again.entries["a"].card == {"part": "neuron 1"}
+    with pytest.raises(WorkbookError, match="no group"):
+        library.sum_up("weather", 0.1, "")
+    old = json.loads(path.read_text())
+    rows = [
+        {name: row[name] for name in row if name not in ("group", "matters", "card")} for row in old["entries"]
+    ]
+    path.write_text(json.dumps({"model": "m", "entries": rows}))
+    assert Library.load(path, "m").entries["a"].group == ""
+
+
+def test_the_stored_library_is_knowledge_and_fits_the_schema():
     library = Library.load(NOTEBOOKS / "library.json", "embedded")
-    assert len(library.entries) >= 5
+    assert len(library.entries) >= LEAST_ENTRIES
+    assert all(entry.group for entry in library.entries.values())
+    assert not {"model"} & {entry.kind for entry in library.entries.values()}
     assert all(row["control_name"] for entry in library.entries.values() for row in entry.evidence)
 
 

@@ -1,6 +1,7 @@
 """The exported site, opened from disk in a browser without a network: it reads, draws, searches, filters and loads nothing."""
 
 import base64
+import dataclasses
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from bs4 import BeautifulSoup
 from conftest import NOTEBOOKS, ROOT
 from nbclient.exceptions import CellExecutionError
 
+from helpers.core.card import Card
 from helpers.core.estimates import Comparison, Estimate
 from helpers.core.files import WorkbookError
 from helpers.figures import base as plots
@@ -76,7 +78,17 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for least in (0.1, 0.5):
             found = findings.add(f"Giraffes {least}: {NASTY}", pair, unit="nats", least=least, why=NASTY)
         findings.save(results / "findings" / f"{number}_mischief.json")
-        library.put(Entry(f"{number} a", "head", "head 3", NASTY, [found], number, reads=NASTY, raises="okapi"))
+        known = Card(
+            "head 3", NASTY, 0.3, NASTY, 0.5, 0.5, [([NASTY, " cat"], [0.0, 2.0], 1)], {}, {"head 3": [NASTY]}, {"okapi": 1.0},
+            {}, 0.3, (0.3, 0.2, 0.4), (0.0, 0.0, 0.0), "clear", NASTY,
+        )  # fmt: skip
+        row = Entry(
+            f"{number} a", "head", "head 3", NASTY, [found], number, reads=NASTY, raises="okapi", group="dialogue"
+        )
+        library.put(
+            dataclasses.replace(row, matters=float(number), card=known.record() if number == "06" else None)
+        )
+    library.sum_up("dialogue", 0.25, f"It knows who barks. {NASTY}")
     library.save(results / "library.json")
     with pytest.MonkeyPatch.context() as settings:
         settings.setenv("TINYSTORIES_RESULTS", str(folder / "results"))
@@ -181,7 +193,7 @@ def test_the_search_of_the_stored_pages_finds_a_word_that_they_have(tab, stored)
 
 def shown(tab: Page) -> list[str]:
     return tab.run(
-        "[...document.querySelectorAll('tbody tr')].filter(row => !row.hidden).map(row => row.innerText)"
+        "[...document.querySelectorAll('tbody tr, .entry')].filter(row => !row.hidden).map(row => row.innerText)"
     )
 
 
@@ -210,6 +222,36 @@ def test_library_entries_are_filtered_by_their_words(tab, trial):
     assert len(shown(tab)) == 2
     choose(tab, "notebook", "06")
     assert len(shown(tab)) == 1
+
+
+def test_library_entries_are_sorted_by_what_they_matter_and_a_link_opens_its_card(tab, trial):
+    tab.open(trial / "library.html")
+    order = "[...document.querySelectorAll('.entry')].map(row => Number(row.dataset.matters))"
+    assert tab.run(order) == [6, 5] and "6.0000 nats a token" in shown(tab)[0]
+    choose(tab, "sort", "sure")
+    assert sorted(tab.run(order)) == [5, 6]
+    assert tab.run("document.querySelectorAll('.entry[open]').length") == 0
+    tab.run("location.hash = 'row-0'")
+    tab.wait("document.querySelectorAll('.entry[open]').length")
+    assert (
+        tab.run("getComputedStyle(document.querySelector('.entry[open] .examples span')).backgroundColor")
+        != "rgba(0, 0, 0, 0)"
+    )
+    assert "25% of the loss" in tab.run("document.querySelector('[data-summary=dialogue]').innerText")
+
+
+def test_a_question_finds_what_it_asks_for_and_only_the_groups_that_speak_of_it(tab, trial):
+    tab.open(trial / "library.html")
+    visible = "[...document.querySelectorAll('[data-summary]')].filter(part => !part.hidden).map(part => part.dataset.summary)"
+    assert len(tab.run(visible)) == 7
+    tab.type(".filters input", "What does it know about barks?")
+    assert tab.run(visible) == ["dialogue"]
+    tab.type(".filters input", "where are the okapis?")
+    assert len(shown(tab)) == 2
+    tab.type(".filters input", "head 33")
+    assert len(shown(tab)) == 2  # one word of two is better than none
+    choose(tab, "group", "dialogue")
+    assert tab.run(visible) == []
 
 
 def test_code_is_folded_until_it_is_asked_for_and_sentences_stay_folded(tab, trial):

@@ -6,8 +6,11 @@
                       [finding], "02", reads="look find", raises="under behind everywhere", lowers="happy"))
     library.save(results / "notebooks" / "library.json")
 
-The file is `{"model": …, "entries": [entry, …]}`, each entry with the fields of `Entry` and its verdict; each piece of
-evidence has the fields of a finding (`Finding.record`) and the notebook that it is from.
+The file is `{"model": …, "schema": …, "groups": …, "entries": [entry, …]}`. An entry is knowledge: a part, or some
+together, that does something; what an experiment on the whole model came to is a finding. Each entry has the fields of
+`Entry`, as `schema` says them, and its verdict; each piece of evidence has the fields of a finding (`Finding.record`)
+and the notebook that it is from. `groups` are those of GROUPS that have been summed up: their share of the loss, and a
+paragraph (`Library.sum_up`).
 """
 
 import dataclasses
@@ -15,13 +18,37 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from helpers.core.files import WorkbookError, write_json
+from helpers.core.files import WorkbookError, write_text
 from helpers.core.parts import Parts
 from helpers.report.findings import Finding
 from helpers.report.prose import Table
 
-KINDS = ("neuron", "neurons", "head", "heads", "circuit", "model")
+KINDS = ("neuron", "neurons", "head", "heads", "feature", "features", "circuit", "model")
 LENGTH = 120  # characters of a sentence
+GROUPS = {  # what a storyteller knows
+    "grammar": "agreement, tense, determiners, clauses",
+    "dialogue": "who may speak, how speech opens and closes, who said it",
+    "who is in the scene": "names and genders",
+    "themes and things": "scenes, objects, animals, food, weather, places",
+    "story phases": "beginnings, turns, endings; what opens a sentence or a paragraph",
+    "spelling": "words in pieces",
+    "erasing and copying": "what is said again, and what must not be",
+}
+SCHEMA = {
+    "id": "unique in the library; another notebook that puts an entry of the same id adds its evidence to it",
+    "kind": f"one of {', '.join(KINDS)}",
+    "parts": "the parts that do it, as in neuron 12, head 3 or feature 64",
+    "sentence": f"what they do, in plain words, at most {LENGTH} characters",
+    "evidence": "findings: value, strongest fair control, difference, each a mean and its 95 % interval; and their notebook",
+    "notebook": "whose entry it is",
+    "reads": "words that they fire on",
+    "raises": "words that they raise",
+    "lowers": "words that they push down",
+    "group": f"what a storyteller knows: one of {', '.join(GROUPS)}; or empty",
+    "matters": "nats a token, over all unseen text, that the model loses without these parts; null if not measured",
+    "card": "the card of a single part (helpers.core.card), or null",
+    "verdict": "how sure: clear, some, open or contrary (wrong hypotheses stay, marked)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +58,7 @@ class Entry:
     id: unique in the library; another notebook that puts an entry of the same id adds its evidence to it.
     kind: of KINDS. parts: as in "neuron 12" or "head 3", or `Parts`. sentence: in plain words, at most 120 characters.
     evidence: findings. notebook: whose entry it is. reads, raises, lowers: words, with blanks between them or as a list.
+    group: of GROUPS. matters: nats a token lost without them. card: of a single part, as plain data.
     """
 
     id: str
@@ -42,6 +70,9 @@ class Entry:
     reads: Sequence[str] = ()
     raises: Sequence[str] = ()
     lowers: Sequence[str] = ()
+    group: str = ""
+    matters: float | None = None
+    card: dict | None = None
 
     def __post_init__(self):
         parts, own = self.parts, {"notebook": self.notebook}
@@ -58,6 +89,8 @@ class Entry:
             wrong = "give an id, parts, a sentence, evidence and its notebook"
         elif self.kind not in KINDS:
             wrong = f"{self.kind!r} is no kind; choose one of {', '.join(KINDS)}"
+        elif self.group and self.group not in GROUPS:
+            wrong = f"{self.group!r} is no group; choose one of {', '.join(GROUPS)}"
         elif len(self.sentence) > LENGTH:
             wrong = f"{len(self.sentence)} characters; say it in {LENGTH}"
         if wrong:
@@ -79,8 +112,8 @@ class Entry:
 class Library:
     """The entries of one model by their ids."""
 
-    def __init__(self, model: str, entries: Iterable[Entry] = ()):
-        self.model = model
+    def __init__(self, model: str, entries: Iterable[Entry] = (), groups: dict[str, dict] | None = None):
+        self.model, self.groups = model, groups or {}
         self.entries: dict[str, Entry] = {entry.id: entry for entry in entries}
 
     @classmethod
@@ -95,15 +128,15 @@ class Library:
             return cls(model)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            rows = [Entry(**{name: row[name] for name in FIELDS}) for row in data["entries"]]
-            owner = data["model"]
+            rows = [Entry(**{name: row[name] for name in FIELDS if name in row}) for row in data["entries"]]
+            owner, groups = data["model"], dict(data.get("groups", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise WorkbookError(
                 f"{path} is not a library ({error!s:.80}): delete it and run the notebooks again."
             ) from None
         if owner != model:
             raise WorkbookError(f"{path.name} is the library of {owner}, not of {model}: give another file.")
-        return cls(model, rows)
+        return cls(model, rows, groups)
 
     def put(self, *entries: Entry) -> None:
         """Add entries. Where two notebooks speak of one id, the earlier one's words stand, with the evidence of both."""
@@ -113,6 +146,12 @@ class Library:
             kept = [row for row in other.evidence if row["notebook"] != entry.notebook]
             proof = sorted([*kept, *entry.evidence], key=lambda row: row["notebook"])
             self.entries[entry.id] = dataclasses.replace(words, evidence=proof)
+
+    def sum_up(self, group: str, share: float, summary: str) -> None:
+        """Say what the model knows of a group: its share of the loss that the MLP saves, and a paragraph."""
+        if group not in GROUPS:
+            raise WorkbookError(f"{group!r} is no group; choose one of {', '.join(GROUPS)}.")
+        self.groups[group] = {"share": round(share, 4), "summary": summary}
 
     def drop(self, notebook: str) -> None:
         """Forget what a notebook said, before it says it anew; what other notebooks measured stays."""
@@ -131,7 +170,11 @@ class Library:
     def save(self, path: str | Path) -> Path:
         """Write the library, atomically."""
         rows = [self.entries[name].record() for name in sorted(self.entries)]
-        return write_json(path, {"model": self.model, "entries": rows})
+        head = json.dumps(
+            {"model": self.model, "schema": SCHEMA, "groups": self.groups}, ensure_ascii=False, indent=1
+        )
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)  # an entry a line
+        return write_text(path, f'{head[:-2]},\n "entries": [\n{lines}\n]}}\n')
 
     def __repr__(self) -> str:
         rows = [self.entries[name] for name in sorted(self.entries)]

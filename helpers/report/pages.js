@@ -70,12 +70,31 @@ function search() {
   document.querySelector("header").append(form);
 }
 
-function filters(table) {
-  const rows = [...table.tBodies[0].rows];
+// What a question asks for: its words without those that every question has; short words and numbers are meant whole.
+const QUIET = new Set("a an and about any are at by can do does for happen happens how in is it know knows me of on or say tell that the to what when where which who why will with".split(" "));
+
+function question(text) {
+  const asked = words(text.replace(/[?!“”‘’]/g, " "));
+  const meant = asked.filter((word) => !QUIET.has(word));
+  return (meant.length ? meant : asked).map((word) => {
+    if (/^(\d+|[a-z]{1,3})$/.test(word)) {
+      const whole = new RegExp(`(?<![a-z0-9])${word}(?![a-z0-9])`);
+      return (content) => whole.test(content);
+    }
+    const stem = /^[a-z]+$/.test(word) ? word.replace(/s$/, "") : word;
+    return (content) => content.includes(stem);
+  });
+}
+
+function filters(list) {
+  const rows = list.tBodies ? [...list.tBodies[0].rows] : [...list.children];
+  const home = list.tBodies ? list.tBodies[0] : list;
+  const contents = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+  const summaries = [...document.querySelectorAll("[data-summary]")];
   const count = make("output");
-  const text = make("input", { type: "search", placeholder: "filter by words" });
+  const text = make("input", { type: "search", placeholder: list.tBodies ? "filter by words" : "ask, or filter by words" });
   text.setAttribute("aria-label", "filter by words");
-  const selects = table.dataset.filters.split(" ").map((fact) => {
+  const selects = list.dataset.filters.split(" ").map((fact) => {
     const select = make("select", { name: fact }, make("option", { value: "" }, `any ${fact}`));
     const numbers = {};
     for (const row of rows) numbers[row.dataset[fact]] = (numbers[row.dataset[fact]] ?? 0) + 1;
@@ -83,19 +102,41 @@ function filters(table) {
     select.setAttribute("aria-label", fact);
     return select;
   });
+  const sorts = make("select", { name: "sort" }, ...(list.dataset.sorts ?? "").split(" ").map((fact) =>
+    make("option", { value: fact }, `sort by ${fact === "matters" ? "what it matters" : fact}`)));
+  sorts.setAttribute("aria-label", "sort by");
   const show = () => {
-    const asked = words(text.value);
-    for (const row of rows) {
-      const content = row.textContent.toLowerCase();
-      row.hidden = !(selects.every((select) => !select.value || row.dataset[select.name] === select.value)
-        && asked.every((word) => content.includes(word)));
+    const asked = question(text.value);
+    const hits = new Map(rows.map((row) => [row, asked.filter((has) => has(contents.get(row))).length]));
+    const fits = (row) => selects.every((select) => !select.value || row.dataset[select.name] === select.value);
+    const all = rows.some((row) => fits(row) && hits.get(row) === asked.length);
+    for (const row of rows) row.hidden = !fits(row) || (asked.length > 0 && hits.get(row) < (all ? asked.length : 1));
+    if (list.dataset.sorts) {
+      const by = sorts.value;
+      const value = (row) => (by === "matters" ? Number(row.dataset.matters) : row.dataset[by]);
+      const early = (row) => (asked.length && asked.some((has) => has(row.querySelector("summary").textContent.toLowerCase())) ? 1 : 0);
+      const order = (a, b) => (by === "matters" ? value(b) - value(a) : value(a).localeCompare(value(b), "en", { numeric: true }));
+      home.append(...rows.sort((a, b) => hits.get(b) - hits.get(a) || early(b) - early(a) || order(a, b)));
+      const group = selects.find((select) => select.name === "group")?.value;
+      for (const part of summaries) {
+        const known = part.textContent.toLowerCase();
+        part.hidden = Boolean((group && part.dataset.summary !== group) || (asked.length && !asked.every((has) => has(known))));
+      }
     }
     count.value = `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;
   };
-  const bar = make("p", { className: "filters" }, ...selects, text, count);
+  const bar = make("p", { className: "filters" }, text, ...selects, ...(list.dataset.sorts ? [sorts] : []), count);
   bar.addEventListener("input", show);
-  table.closest(".scroll").before(bar);
+  const top = list.closest(".scroll") ?? list;
+  top.before(bar);
+  if (!list.tBodies) bar.after(...summaries);
   show();
+  const reveal = () => {
+    const aim = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (aim?.matches("details")) { aim.open = true; aim.scrollIntoView(); }
+  };
+  window.addEventListener("hashchange", reveal);
+  reveal();
 }
 
 function folds() {
@@ -113,5 +154,5 @@ function folds() {
 }
 
 search();
-document.querySelectorAll("table[data-filters]").forEach(filters);
+document.querySelectorAll("[data-filters]").forEach(filters);
 folds();

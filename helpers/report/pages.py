@@ -77,7 +77,7 @@ def write_site(notebooks: dict[Path, nbformat.NotebookNode], out: Path) -> list[
         ("Overview", "index.html", readme_body(readme, ROOT)),
         *((titles[path], f"{path.stem}.html", notebook_body(notebook)) for path, notebook in notebooks.items()),
         ("Findings", "findings.html", findings_body([row for row in found if about.items() <= row.items()])),
-        ("Library", "library.html", library_body([entry.record() for entry in library.entries.values()])),
+        ("Library", "library.html", library_body(library)),
     ]
     return write_pages(pages, f"Made with the model {about['model']} on {about['stories']}.", out)
 

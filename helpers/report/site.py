@@ -16,9 +16,11 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from helpers.core.card import Card
+from helpers.core.contexts import vocabulary_of_families
 from helpers.core.files import write_text
 from helpers.report.findings import VERDICTS, measured, said
-from helpers.report.library import cells
+from helpers.report.library import GROUPS, Library, cells
 
 SCRIPT = "circuitsvis-script"  # the id of the element by which a stored notebook loads the widgets' script
 NO_SCRIPT = (
@@ -91,8 +93,10 @@ def sections(soup: BeautifulSoup) -> list[list[str]]:
     for node in soup.descendants:
         if isinstance(node, Tag):
             found[-1][2].append(" " if node.name in BLOCKS else "")
-        if isinstance(node, Tag) and (node.name in HEADINGS or (node.name == "tr" and node.get("id"))):
-            heading = node.td or node
+        if isinstance(node, Tag) and (
+            node.name in HEADINGS or (node.name in ("tr", "details") and node.get("id"))
+        ):
+            heading = node.td or node.b or node
             found.append([node["id"], heading.get_text(" ", strip=True), [], []])
         elif type(node) is NavigableString:  # no style, script or comment
             found[-1][3 if id(node) in code else 2].append(str(node))
@@ -166,19 +170,60 @@ def findings_body(rows: list[dict]) -> str:
     return _list("All findings", lead, "finding | measured | notebook | verdict", listed)
 
 
-def library_body(rows: list[dict]) -> str:
-    """All entries of the library, to be filtered."""
-    lead = "What the model knows: the part that does it, the words that it reads, and those it raises and lowers."
-    listed = []
-    for row in rows:
-        *texts, verdict = cells(row)
-        told = (f"{proof['sentence']} {measured(proof)} ({proof['notebook']})" for proof in row["evidence"])
-        proofs = "".join(f"<li>{text_of(text)}</li>" for text in told)
-        evidence = f"<details><summary>{len(row['evidence'])}</summary><ul>{proofs}</ul></details>"
-        facts = {"notebook": row["notebook"][:2], "kind": row["kind"], "verdict": verdict}
-        listed.append((facts, (*map(text_of, texts), evidence, _verdict(verdict))))
-    names = "what it knows | parts | reads | raises | lowers | evidence | verdict"
-    return _list("The library", lead, names, listed)
+def library_body(library: Library) -> str:
+    """What the model knows, a group at a time, and then every entry, its card folded, the one that matters most first."""
+    lead = (
+        "What the model knows: which part does it, what it fires on, what it raises and lowers. Ask in words (“he or she”, "
+        "“inside quotes”, “animals”), or for a part (“head 5”). Open an entry to see its card."
+    )
+    rows = sorted((entry.record() for entry in library.entries.values()), key=lambda row: -(row["matters"] or -1))
+    told = []
+    for group, about in GROUPS.items():
+        summed, count = library.groups.get(group, {}), sum(row["group"] == group for row in rows)
+        share = f"; {summed['share']:.0%} of the loss that the MLP saves hangs on its features" if summed else ""
+        told.append(
+            f'<section data-summary="{group}"><h2>{group.capitalize()}</h2><p><small>{about}; {count} entries{share}'
+            f"</small></p><p>{text_of(summed.get('summary', ''))}</p></section>"
+        )
+    listed = "".join(_entry(i, row) for i, row in enumerate(rows)) or "<p>None yet.</p>"
+    facts = 'data-filters="group kind sure notebook" data-sorts="matters sentence part sure"' if rows else ""
+    shown = "".join(told) if library.groups else ""
+    return f'<h1>The library</h1><p>{lead}</p><div class="entries" {facts}>{listed}</div>{shown}'
+
+
+def _entry(i: int, row: dict) -> str:
+    """An entry of the library, its card and its evidence folded."""
+    sentence, parts, *sides, verdict = map(text_of, cells(row))
+    matters = "" if row["matters"] is None else f"{row['matters']:.4f} nats a token"
+    topics = about(row)
+    facts = {
+        "kind": row["kind"],
+        "group": row["group"] or "none",
+        "sure": verdict,
+        "notebook": row["notebook"][:2],
+    }
+    facts |= {"sentence": row["sentence"], "part": parts, "matters": row["matters"] or 0}
+    data = "".join(f' data-{key}="{text_of(str(value))}"' for key, value in facts.items())
+    tags = " · ".join(filter(None, (parts, row["group"], matters, ", ".join(topics))))
+    proofs = "".join(
+        f"<li>{text_of(proof['sentence'])} {text_of(measured(proof))} ({proof['notebook']})</li>"
+        for proof in row["evidence"]
+    )
+    known = zip(("reads", "raises", "lowers"), sides, strict=True)
+    said = "".join(f"<dt>{name}</dt><dd>{words}</dd>" for name, words in known if words)
+    body = Card(**row["card"]).body() if row["card"] else f"<dl>{said}</dl>"
+    return (
+        f'<details class="entry" id="row-{i}"{data}><summary><b>{sentence}</b> {_verdict(verdict)}<br><small>{tags}</small>'
+        f"</summary>{body}<p>Measured:</p><ul>{proofs}</ul></details>"
+    )
+
+
+def about(row: dict) -> list[str]:
+    """The word families of which an entry reads, raises or lowers three words or more."""
+    words = {word.strip("␣").lower() for side in ("reads", "raises") for word in row[side]}
+    words |= {word.removesuffix("s") for word in words}
+    families = vocabulary_of_families()["families"]
+    return [name for name, lemmas in families.items() if len(words & set(lemmas)) >= 3]
 
 
 def _list(title: str, lead: str, names: str, rows: list[tuple[dict[str, str], Sequence[str]]]) -> str:
