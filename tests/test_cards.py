@@ -87,7 +87,7 @@ def test_a_card_says_what_the_model_does(halves, part):
     kind, number = part.split()
     assert one.part == part and 0 < one.fires < 0.2 and len(one.examples) >= 4
     peaks = [values[at] for _, values, at in one.examples]
-    assert peaks == sorted(peaks, reverse=True) and min(peaks) > 0
+    assert peaks[:3] == sorted(peaks[:3], reverse=True) and 0 < min(peaks) < 0.3 * max(peaks)
     assert all(tokens[at] and len(tokens) == len(values) for tokens, values, at in one.examples)
     assert sum(one.fed.values()) == pytest.approx(1 if kind != "head" else 0, abs=0.01)
     assert one.raises and max(one.lowers.values()) < 0 < min(one.raises.values())

@@ -8,7 +8,7 @@ from helpers.core.contexts import contexts, family_tokens, state_names, token_cl
 from helpers.core.parts import Parts, heads
 from helpers.core.scan import scan
 from helpers.core.stories import Story, Word, encode_story
-from helpers.figures.neurons import examples
+from helpers.features.card import examples
 from helpers.neurons.find import nearest_sets, read_effects, write_effects
 from helpers.neurons.steering import word_rate
 from helpers.neurons.writes import class_support, logit_writes, top_words
@@ -161,12 +161,12 @@ def test_a_card_says_where_a_neuron_fires_what_it_writes_and_what_needs_it(held,
     up, down = top_words(held, j)
     assert f"raises: {' '.join(up)}\npushes down: {' '.join(down)}" in card
     assert card.startswith(f"Neuron {j} ") and "lost without it" in card
-    shown = examples(held, j)
-    assert f"{shown[0].value:.1f}" == f"{held.activations[:, j].max():.1f}"
-    values = [example.value for example in shown]
+    shown = examples(held, held.activations[:, j], strongest=5, drawn=2, seed=j)
+    values = [around[at] for _, around, at in shown]
+    assert f"{values[0]:.1f}" == f"{held.activations[:, j].max():.1f}" and f"{values[0]:6.1f}  " in card
     assert values[:5] == sorted(values[:5], reverse=True) and min(values) < 0.3 * max(values)
     texts = "|".join(encoded.story.text for encoded in held.encoded).replace("\n", "⏎")
-    assert all(e.before.removeprefix("<|endoftext|>") + e.here + e.after in texts for e in shown)
+    assert all("".join(tokens).removeprefix("<|endoftext|>") in texts for tokens, *_ in shown)
     with pytest.raises(WorkbookError, match="No neuron 1024"):
         show_neuron(held, 1024)
 

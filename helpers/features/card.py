@@ -20,8 +20,12 @@ from helpers.features.rules import Rule, Variables, find_rules, score
 from helpers.heads.changes import hear, placed
 from helpers.heads.to_neurons import read_directions
 
-RANKS = (0.0, 0.04, 0.15, 0.35, 0.6, 0.85)  # of all places where a part fires: where examples are drawn from
-BEFORE, AFTER = 12, 3  # tokens shown of an example's context
+BEFORE, AFTER = 9, 4  # tokens shown of an example's context
+BANDS = (
+    (0.6, 0.9),
+    (0.3, 0.6),
+    (0.05, 0.3),
+)  # parts of a part's range, of its maximum, that examples are drawn from
 PLACES = 400  # at which a part's cost is measured, and at which its senders are looked for
 LEAST = 0.02  # nats: the smallest difference that would matter
 
@@ -82,7 +86,7 @@ def cards(scan: Scan, parts: Parts, test: Scan | None = None, rules: Sequence[Ru
         )
         made.append(Card(
             f"{parts.kind} {number}", names.get(number, ""), round(held.fires, 4), rule.short(), round(held.precision, 2),
-            round(held.recall, 2), examples(scan, own[:, k], loud[:, k]), fed[k], words[k], up, down, round(total, 5),
+            round(held.recall, 2), examples(scan, own[:, k]), fed[k], words[k], up, down, round(total, 5),
             *sides, verdict(pair.difference, LEAST), disagree, pair,
         ))  # fmt: skip
     return made
@@ -96,23 +100,27 @@ def activity(scan: Scan, parts: Parts) -> Float[Tensor, "n k"]:
 
 
 def examples(
-    scan: Scan, values: Float[Tensor, " n"], loud: Bool[Tensor, " n"]
+    scan: Scan, values: Float[Tensor, " n"], strongest: int = 3, drawn: int = 1, seed: int = 0
 ) -> list[tuple[list[str], list[float], int]]:
-    """Places from the whole range of a part, each of another story if it can be: tokens, values, and which is meant."""
-    order, told, shown = (
-        values.masked_fill(~loud, -torch.inf).argsort(descending=True)[: int(loud.sum())],
-        set(),
-        [],
-    )
-    for rank in RANKS:
-        near = order[int(rank * len(order)) :][:50].tolist()
-        i = next((i for i in near if int(scan.story[i]) not in told), None)
-        if i is not None:
+    """Where a part is loudest, once a story, and then `drawn` positions of each of BANDS, from loud to quiet: the tokens
+    around, the part's activation at each, and which of them is meant."""
+    rows, told = [], set()
+    for i in values.argsort(descending=True)[:500].tolist():
+        if int(scan.story[i]) not in told and len(rows) < strongest:
             told.add(int(scan.story[i]))
-            inside = torch.arange(max(i - BEFORE, i - int(scan.pos[i])), min(i + AFTER + 1, len(scan)))
-            inside = inside[scan.story[inside] == scan.story[i]]
-            tokens = [scan.model.tokenizer.decode([t]).replace("\n", "⏎") for t in scan.token[inside].tolist()]
-            shown.append((tokens, [round(v, 1) for v in values[inside].tolist()], i - int(inside[0])))
+            rows.append(i)
+    generator = torch.Generator().manual_seed(seed)
+    for low, high in BANDS:
+        inside = ((values > low * values.max()) & (values <= high * values.max())).nonzero()[:, 0]
+        some = inside[torch.randperm(len(inside), generator=generator)[:drawn]]
+        rows += some[values[some].argsort(descending=True)].tolist()
+    shown, decode = [], lambda t: scan.model.tokenizer.decode([t]).replace("\n", "⏎")
+    for i in (i for i in rows if values[i] > 0):
+        inside = (scan.story == scan.story[i]).nonzero()[:, 0]
+        first, last = max(int(inside[0]), i - BEFORE), min(int(inside[-1]), i + AFTER - 1)
+        tokens = scan.token[first : i + 1].tolist() + scan.target[i : last + 1].tolist()
+        size = [*values[first : last + 1].tolist(), 0.0][: len(tokens)]
+        shown.append(([decode(t) for t in tokens], [round(v, 1) for v in size], i - first))
     return shown
 
 

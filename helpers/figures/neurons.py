@@ -1,7 +1,5 @@
 """Static figures of neurons: the card of one neuron, where all of them lie, and how their effects add up."""
 
-import dataclasses
-
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
@@ -9,16 +7,12 @@ from matplotlib.figure import Figure
 from helpers.core.files import WorkbookError
 from helpers.core.parts import costs, neurons
 from helpers.core.scan import Scan, decoder
+from helpers.features.card import examples
 from helpers.figures.base import COLOURS, STYLE, Titled, new_axes
 from helpers.neurons.find import Found
 from helpers.neurons.writes import logit_writes
 
-BEFORE, AFTER = 9, 4  # tokens shown of an example's context
-BANDS = (
-    (0.6, 0.9),
-    (0.3, 0.6),
-    (0.05, 0.3),
-)  # parts of a neuron's range, of its maximum, that examples are drawn from
+Row = tuple[float, str, str, str]  # an activation, and the text before, at and after it
 OFTEN, LITTLE = 5, 0.02  # occurrences, and nats, that a word needs to be shown on a card as missing the neuron
 
 
@@ -29,16 +23,6 @@ class Card(Titled):
 
     def __repr__(self) -> str:
         return self.plain
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A position where a neuron is active: its activation, and the text before, at and after it."""
-
-    value: float
-    before: str
-    here: str
-    after: str
 
 
 def show_neuron(scan: Scan, number: int) -> Figure:
@@ -63,38 +47,16 @@ def show_neuron(scan: Scan, number: int) -> Figure:
     total[often < OFTEN] = 0
     chosen = [*total.topk(6).indices.tolist(), *total.topk(3, largest=False).indices.tolist()[::-1]]
     needs = {word(i): float(total[i] / often[i]) for i in chosen if abs(total[i]) >= LITTLE * often[i] > 0}
-    return _draw_card(number, examples(scan, number), says, needs, float(lost.mean()))
-
-
-def examples(scan: Scan, number: int, strongest: int = 5, drawn: int = 2) -> list[Example]:
-    """Where a neuron is loudest, once a story, and then `drawn` positions of each of BANDS, from loud to quiet."""
-    values, rows, told = scan.activations[:, number], [], set()
-    for i in values.argsort(descending=True)[:500].tolist():
-        if int(scan.story[i]) not in told and len(rows) < strongest:
-            told.add(int(scan.story[i]))
-            rows.append(i)
-    generator = torch.Generator().manual_seed(number)
-    for low, high in BANDS:
-        inside = ((values > low * values.max()) & (values <= high * values.max())).nonzero()[:, 0]
-        some = inside[torch.randperm(len(inside), generator=generator)[:drawn]]
-        rows += some[values[some].argsort(descending=True)].tolist()
-    return [_example(scan, i, float(values[i])) for i in rows if values[i] > 0]
-
-
-def _example(scan: Scan, i: int, value: float) -> Example:
-    inside = (scan.story == scan.story[i]).nonzero()[:, 0]
-    first, last = int(inside[0]), int(inside[-1])
-    tokens = (
-        scan.token[max(first, i - BEFORE) : i + 1].tolist()
-        + scan.target[i : min(last, i + AFTER - 1) + 1].tolist()
-    )
-    here = min(BEFORE, i - first)
-    parts = (tokens[:here], tokens[here : here + 1], tokens[here + 1 :])
-    return Example(value, *(scan.model.tokenizer.decode(part).replace("\n", "⏎") for part in parts))
+    shown = examples(scan, scan.activations[:, number], strongest=5, drawn=2, seed=number)
+    rows = [
+        (v[at], *("".join(t[cut]) for cut in (slice(at), slice(at, at + 1), slice(at + 1, None))))
+        for t, v, at in shown
+    ]
+    return _draw_card(number, rows, says, needs, float(lost.mean()))
 
 
 def _draw_card(
-    number: int, shown: list[Example], says: dict[str, float], needs: dict[str, float], cost: float
+    number: int, shown: list[Row], says: dict[str, float], needs: dict[str, float], cost: float
 ) -> Figure:
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(10, 4.4), FigureClass=Card)
@@ -104,14 +66,14 @@ def _draw_card(
     axis.axis("off")
     axis.set(xlim=(-5, 72), ylim=(len(shown) - 0.4, -0.8))
     axis.set_title("Fires here, from loud to quiet", fontsize=9.5, loc="left")
-    loudest = max((example.value for example in shown), default=1.0)
+    loudest = max((value for value, *_ in shown), default=1.0)
     letter = {"family": "monospace", "fontsize": 8, "va": "center"}
-    for y, example in enumerate(shown):
-        shade = {"fc": plt.get_cmap("Reds")(0.1 + 0.6 * example.value / loudest), "ec": "none", "pad": 1.2}
-        axis.text(-5, y, f"{example.value:.1f}", color="#888888", **letter)
-        axis.text(40.5, y, example.before[-42:], ha="right", **letter)
-        axis.text(41, y, example.here.strip() or example.here, bbox=shade, **letter)
-        axis.text(42 + len(example.here.strip()), y, example.after.strip()[:24], color="#888888", **letter)
+    for y, (value, before, here, after) in enumerate(shown):
+        shade = {"fc": plt.get_cmap("Reds")(0.1 + 0.6 * value / loudest), "ec": "none", "pad": 1.2}
+        axis.text(-5, y, f"{value:.1f}", color="#888888", **letter)
+        axis.text(40.5, y, before[-42:], ha="right", **letter)
+        axis.text(41, y, here.strip() or here, bbox=shade, **letter)
+        axis.text(42 + len(here.strip()), y, after.strip()[:24], color="#888888", **letter)
     for place, (values, title) in enumerate(
         ((says, "Raises, and pushes down"), (needs, "Lost without it, before"))
     ):
@@ -131,9 +93,9 @@ def _draw_card(
     return figure
 
 
-def _text(number: int, shown: list[Example], says: dict[str, float], needs: dict[str, float], cost: float) -> str:
+def _text(number: int, shown: list[Row], says: dict[str, float], needs: dict[str, float], cost: float) -> str:
     lines = [f"Neuron {number} (removed, it costs {cost:+.4f} nats a token)", "fires here:"]
-    lines += [f"{row.value:6.1f}  {row.before}[{row.here}]{row.after}" for row in shown]
+    lines += [f"{value:6.1f}  {before}[{here}]{after}" for value, before, here, after in shown]
     up, down = ([word for word, value in says.items() if (value > 0) == side] for side in (True, False))
     lines += [f"raises: {' '.join(up)}", f"pushes down: {' '.join(reversed(down))}"]
     return "\n".join([*lines, "lost without it, nats: " + ", ".join(f"{w} {v:+.2f}" for w, v in needs.items())])
