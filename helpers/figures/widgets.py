@@ -149,6 +149,8 @@ def pane(
             longest = max(map(len, [control.value, *options]))
             control.layout.width = f"min(95%, {max(40, longest + 20)}ch)"
             control.on_msg(lambda _, content, __: press() if content.get("event") == "submit" else None)
+        if isinstance(control, ipywidgets.BoundedIntText):  # tells of Enter, and of an arrow, by its value alone
+            control.observe(press, "value")
         if options:
             picker = ipywidgets.Dropdown(options=options, description="examples", layout={"width": "max-content"})
             picker.style.description_width = "initial"
