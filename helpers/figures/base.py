@@ -148,7 +148,6 @@ def token_grid(
             text = f"{round(float(value), digits) + 0.0:.{digits}f}".replace("nan", "–")
             axis.text(x, y, text, ha="center", va="center", fontsize=8.5, color=ink)
     past = signed and np.abs(known).max(initial=0) > limit  # values beyond the last colour
-    unit += f" (darkest: {limit:.2g} and beyond)" if past else ""
     figure.colorbar(image, ax=axis, label=unit, shrink=0.9, extend="both" if past else "neither")
     return figure
 
