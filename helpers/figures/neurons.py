@@ -154,7 +154,7 @@ def neuron_map(found: Found, twin: Found, names: tuple[str, str], title: str, la
     )
     axis.scatter(found.reading, found.writing, s=7, color=COLOURS["baseline"], lw=0, label="all neurons")
     x, y = found.reading[found.index], found.writing[found.index]
-    axis.scatter(x, y, s=22, color=COLOURS["accent"], lw=0, label="found: at least one half on both sides")
+    axis.scatter(x, y, s=22, color=COLOURS["accent"], lw=0, label="found: at least 0.5 on both axes")
     side, height = float(found.reading.max()), torch.inf
     step = float(found.writing.max() - found.writing.min()) / 12
     for number in sorted(labels, key=lambda j: -float(found.writing[j])):
