@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from helpers.core.files import WorkbookError
 from helpers.core.parts import costs, neurons
 from helpers.core.scan import Scan, decoder
-from helpers.figures.base import COLOURS, STYLE, Titled, new_axes
+from helpers.figures.base import COLOURS, STYLE, Titled, entitle, new_axes
 from helpers.neurons.find import Found
 from helpers.neurons.writes import logit_writes
 
@@ -97,9 +97,9 @@ def _draw_card(
     number: int, shown: list[Example], says: dict[str, float], needs: dict[str, float], cost: float
 ) -> Figure:
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(10, 4.4), FigureClass=Card)
+        figure = plt.figure(figsize=(10, 5.4), FigureClass=Card)
     plt.close(figure)
-    grid = figure.add_gridspec(2, 2, width_ratios=[2.6, 1], height_ratios=[16, 10])
+    grid = figure.add_gridspec(2, 2, width_ratios=[2.1, 1], height_ratios=[16, 10])
     axis = figure.add_subplot(grid[:, 0])
     axis.axis("off")
     axis.set(xlim=(-5, 72), ylim=(len(shown) - 0.4, -0.8))
@@ -113,26 +113,32 @@ def _draw_card(
         axis.text(41, y, example.here.strip() or example.here, bbox=shade, **letter)
         axis.text(42 + len(example.here.strip()), y, example.after.strip()[:24], color="#888888", **letter)
     for place, (values, title) in enumerate(
-        ((says, "Raises, and pushes down"), (needs, "Lost without it, before"))
+        (
+            (says, "Raises (right) and pushes down (left)"),
+            (needs, "Held at its average: worse (right), better (left)"),
+        )
     ):
         axis = figure.add_subplot(grid[place, 1])
-        colours = [COLOURS["model"] if value > 0 else COLOURS["accent"] for value in values.values()]
+        high, low = (("model", "accent"), ("control", "baseline"))[place]
+        colours = [COLOURS[high if value > 0 else low] for value in values.values()]
         axis.barh(range(len(values)), list(values.values()), color=colours, height=0.75)
-        axis.set_yticks(range(len(values)), list(values), fontsize=7.5)
+        axis.set_yticks(range(len(values)), list(values), fontsize=8)
         axis.tick_params(axis="x", labelsize=7.5)
         axis.axvline(0, color=COLOURS["ink"], lw=0.6)
         axis.invert_yaxis()
-        axis.set_title(title, fontsize=9.5, loc="left")
-        axis.set_xlabel(("logit, for each unit of activation", "nats")[place], fontsize=8)
+        axis.set_title(title, fontsize=9, loc="right")
+        axis.set_xlabel(
+            ("logits, for each unit of activation", "nats that the word then costs more")[place], fontsize=8
+        )
     figure.suptitle(
-        f"Neuron {number} (removed, it costs {cost:+.4f} nats a token)", fontsize=11, x=0.01, ha="left"
+        f"Neuron {number} (held at its average, it costs {cost:+.4f} nats a token)", fontsize=11, x=0.01, ha="left"
     )
     figure.plain = _text(number, shown, says, needs, cost)
     return figure
 
 
 def _text(number: int, shown: list[Example], says: dict[str, float], needs: dict[str, float], cost: float) -> str:
-    lines = [f"Neuron {number} (removed, it costs {cost:+.4f} nats a token)", "fires here:"]
+    lines = [f"Neuron {number} (held at its average, it costs {cost:+.4f} nats a token)", "fires here:"]
     lines += [f"{row.value:6.1f}  {row.before}[{row.here}]{row.after}" for row in shown]
     up, down = ([word for word, value in says.items() if (value > 0) == side] for side in (True, False))
     lines += [f"raises: {' '.join(up)}", f"pushes down: {' '.join(reversed(down))}"]
@@ -148,18 +154,19 @@ def neuron_map(found: Found, twin: Found, names: tuple[str, str], title: str, la
     )
     axis.scatter(found.reading, found.writing, s=7, color=COLOURS["baseline"], lw=0, label="all neurons")
     x, y = found.reading[found.index], found.writing[found.index]
-    axis.scatter(x, y, s=22, color=COLOURS["accent"], lw=0, label="found: at least one half on both sides")
+    axis.scatter(x, y, s=22, color=COLOURS["accent"], lw=0, label="found: at least 0.5 on both axes")
     side, height = float(found.reading.max()), torch.inf
-    step = float(found.writing.max() - found.writing.min()) / 18
+    step = float(found.writing.max() - found.writing.min()) / 12
     for number in sorted(labels, key=lambda j: -float(found.writing[j])):
         height = min(height - step, float(found.writing[number]))
         place = (float(found.reading[number]), float(found.writing[number]))
         line = {"arrowstyle": "-", "lw": 0.5, "color": "#888888"}
-        axis.annotate(labels[number], place, (side * 1.12, height), fontsize=8.5, va="center", arrowprops=line)
+        axis.annotate(labels[number], place, (side * 1.12, height), fontsize=9, va="center", arrowprops=line)
     axis.axhline(0, color="#999999", lw=0.6)
     axis.axvline(0, color="#999999", lw=0.6)
-    axis.set(title=title, xlabel=names[0], ylabel=names[1], xlim=(None, side * 1.6))
-    axis.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axis.set(xlim=(None, side * 1.7))
+    entitle(axis, title, *names)
+    axis.legend(frameon=False, fontsize=9, loc="lower right", markerscale=2)
     return figure
 
 
@@ -172,7 +179,7 @@ def accumulation(
 ) -> Figure:
     """How an effect adds up over neurons taken by rank, one line a way of adding; band: name, ranks, lowest, highest.
 
-    The scale is linear between -`least` and `least` (nats), so that costs of nothing, or less, are seen too.
+    The scale is logarithmic, and linear between -`least` and `least` (nats), so that costs of nothing, or less, are seen too.
     """
     figure, (axis,) = new_axes(8.5, 3.8)
     palette = (COLOURS["model"], COLOURS["accent"], COLOURS["ink"])
@@ -182,7 +189,8 @@ def accumulation(
         name, places, low, high = band
         axis.fill_between(places, low, high, color=COLOURS["control"], alpha=0.5, label=name)
     axis.axhline(0, color="#999999", lw=0.6)
-    axis.set(title=title, xlabel="neurons taken away", ylabel="nats a token lost", xscale="log")
+    axis.set(xscale="log")
+    entitle(axis, title, "neurons taken away (log scale)", "nats a token lost (log scale)")
     axis.set_yscale("symlog", linthresh=least, linscale=0.5)
     lowest = min(min(values) for values in [*series.values(), *([band[2]] if band else [])])
     axis.set_ylim(bottom=2 * min(lowest, 0) - least / 2)

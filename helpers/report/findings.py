@@ -53,11 +53,14 @@ class Finding:
         return measured(self.record())
 
     def _repr_html_(self) -> str:
+        row = self.record()
+        rival = self.pair.control_name.replace(": ", " rivals, ", 1)  # "the strongest of 7 rivals, head 2"
+        told = f"{said(row, 'value')} {self.unit}; {rival}: {said(row, 'control')}"
         # the classes keep JupyterLab from reading two dollars as a formula
         return (
             f'<div class="finding tex2jax_ignore mathjax_ignore"><p><b>{html.escape(self.sentence)}</b> '
-            f'<i class="verdict {self.verdict}" title="{VERDICTS[self.verdict]}">{self.verdict}</i></p>'
-            f"<details><summary>measured</summary>{html.escape(self.measured)}</details></div>"
+            f'<i class="verdict {self.verdict}" title="{VERDICTS[self.verdict]}">{self.verdict}</i><br>{html.escape(told)}</p>'
+            f"<details><summary>intervals</summary>{html.escape(self.measured)}</details></div>"
         )
 
     def __repr__(self) -> str:
