@@ -92,7 +92,9 @@ def test_saving_in_jupyterlab_drops_bars_and_dead_widgets(lab):
 
 def test_a_new_notebook_starts_from_the_template_and_replaces_none(lab, monkeypatch, tmp_path):
     monkeypatch.setattr(lab, "NOTEBOOKS", tmp_path)
-    done = nbformat.v4.new_code_cell("6 * 7", outputs=[nbformat.v4.new_output("stream", text="42")], execution_count=3)
+    done = nbformat.v4.new_code_cell(
+        "6 * 7", outputs=[nbformat.v4.new_output("stream", text="42")], execution_count=3
+    )
     cells = [nbformat.v4.new_markdown_cell("Ask"), done]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"seconds": 30}), tmp_path / "template.ipynb")
     made = nbformat.read(lab.new("10_music"), as_version=4)
