@@ -112,14 +112,12 @@ def _draw_card(
         axis.text(40.5, y, example.before[-42:], ha="right", **letter)
         axis.text(41, y, example.here.strip() or example.here, bbox=shade, **letter)
         axis.text(42 + len(example.here.strip()), y, example.after.strip()[:24], color="#888888", **letter)
-    for place, (values, title) in enumerate(
-        (
-            (says, "Raises (right) and pushes down (left)"),
-            (needs, "Held at its average: worse (right), better (left)"),
-        )
-    ):
-        axis = figure.add_subplot(grid[place, 1])
-        high, low = (("model", "accent"), ("control", "baseline"))[place]
+    panels = (
+        (says, "Raises (right) and pushes down (left)", "logits, for each unit of activation", "model accent"),
+        (needs, "Held at its average: worse (right), better (left)", "nats that the word then costs more", "control baseline"),
+    )  # fmt: skip
+    for place, (values, title, unit, hues) in enumerate(panels):
+        axis, (high, low) = figure.add_subplot(grid[place, 1]), hues.split()
         colours = [COLOURS[high if value > 0 else low] for value in values.values()]
         axis.barh(range(len(values)), list(values.values()), color=colours, height=0.75)
         axis.set_yticks(range(len(values)), list(values), fontsize=8)
@@ -127,18 +125,15 @@ def _draw_card(
         axis.axvline(0, color=COLOURS["ink"], lw=0.6)
         axis.invert_yaxis()
         axis.set_title(title, fontsize=9, loc="right")
-        axis.set_xlabel(
-            ("logits, for each unit of activation", "nats that the word then costs more")[place], fontsize=8
-        )
-    figure.suptitle(
-        f"Neuron {number} (held at its average, it costs {cost:+.4f} nats a token)", fontsize=11, x=0.01, ha="left"
-    )
-    figure.plain = _text(number, shown, says, needs, cost)
+        axis.set_xlabel(unit, fontsize=8)
+    name = f"Neuron {number} (held at its average, it costs {cost:+.4f} nats a token)"
+    figure.suptitle(name, fontsize=11, x=0.01, ha="left")
+    figure.plain = _text(name, shown, says, needs)
     return figure
 
 
-def _text(number: int, shown: list[Example], says: dict[str, float], needs: dict[str, float], cost: float) -> str:
-    lines = [f"Neuron {number} (held at its average, it costs {cost:+.4f} nats a token)", "fires here:"]
+def _text(name: str, shown: list[Example], says: dict[str, float], needs: dict[str, float]) -> str:
+    lines = [name, "fires here:"]
     lines += [f"{row.value:6.1f}  {row.before}[{row.here}]{row.after}" for row in shown]
     up, down = ([word for word, value in says.items() if (value > 0) == side] for side in (True, False))
     lines += [f"raises: {' '.join(up)}", f"pushes down: {' '.join(reversed(down))}"]

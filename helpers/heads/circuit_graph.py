@@ -20,9 +20,9 @@ from helpers.core.logits import layernorm_scale
 from helpers.core.scan import Streams, run_streams
 from helpers.heads.to_neurons import read_directions
 
-OTHERS = ("other words", "other heads", "other neurons")
-OWN = ("this word", "place, biases")  # what needs no head
-DIRECT = "straight to the logits"
+OTHERS = ("all other words", "all other heads", "all other neurons")
+OWN = ("the last word", "habit")  # what needs no head: the word itself; its place and the biases
+DIRECT = "past the neurons"
 
 
 @dataclasses.dataclass(frozen=True)
