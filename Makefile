@@ -1,5 +1,5 @@
 # make report | make lab | make check | make test: each does the set-up first, once.
-# For authors: make new NAME=06_my_question | make edit | make notebooks | make format
+# For authors: make new NAME=10_my_question | make edit | make notebooks | make format
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

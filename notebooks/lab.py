@@ -53,13 +53,18 @@ def refresh(source: Path = NOTEBOOKS, copy: Path = COPY) -> list[Path]:
 
 
 def new(name: str) -> Path:
-    """A notebook of one's own, from the template: `NN_name`, so that it joins the report."""
+    """A notebook of one's own, from the template without its outputs: `NN_name`, so that it joins the report."""
     path = NOTEBOOKS / f"{name.removesuffix('.ipynb')}.ipynb"
     if not re.fullmatch(r"\d\d_\w+", path.stem) or path.exists():
         sys.exit(
-            f"error: no new notebook {path.name}: give a number and a name that are free, as in make new NAME=06_music"
+            f"error: no new notebook {path.name}: give a number and a name that are free, as in make new NAME=10_music"
         )
-    shutil.copyfile(NOTEBOOKS / "template.ipynb", path)
+    notebook = nbformat.read(NOTEBOOKS / "template.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.metadata.pop("seconds", None)  # of the template's run
+    nbformat.write(notebook, path)
     return path
 
 

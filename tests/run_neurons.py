@@ -16,7 +16,7 @@ from helpers.neurons.statistics import NeuronStats
 
 def main(folder: str) -> dict:
     model = load_model(folder)
-    stories = load_stories(split="explore")[:3]
+    stories = sorted(load_stories(split="explore"), key=lambda story: len(story.text))[:3]  # the shortest
     batch = next(walk(model, stories[:1]))
     honest = honest_effects(batch, [0, 4095]).mean(0)
     quick = single_effects(batch)[:, [0, 4095]].mean(0)

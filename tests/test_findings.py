@@ -52,6 +52,14 @@ def test_a_control_that_could_not_be_measured_leaves_the_claim_open_and_no_nan_i
     assert json.loads(text)["findings"][0]["control"] == [None, None, None]
 
 
+def test_a_finding_may_tell_its_numbers_in_a_sentence_and_prints_no_minus_zero():
+    found = finding(-0.004, 0.004, told="From 25% to <4%>.")
+    assert repr(found).startswith("open: The claim. From 25% to <4%>. 0.90")
+    assert "<br>From 25% to &lt;4%&gt;.</p>" in found._repr_html_()
+    assert found.record()["told"] == "From 25% to <4%>." and "told" not in finding(0.1, 0.2).record()
+    assert "Difference 0.00 (0.00 to 0.00)" in found.measured
+
+
 def test_a_finding_prints_what_was_measured_and_what_was_asked():
     found = Finding("The claim.", pair(0.6, 1.0, beaten=15, tried=16), **ASKED)
     assert repr(found) == (

@@ -25,8 +25,8 @@ print(ablate(confirm, found, where=weather.comes_next, against=matched_sets(expl
 show_neuron(explore, found[0])
 """
 BLOCKS = [
-    "This is", "![", "## Five things", "## Two commands", "## Ask it something", "## Another model, other stories",
-    "## The notebooks", "## The house", "## Sources and licences",
+    "This is", "![", "## Five things", "## The notebooks", "## Two commands", "## Ask it something",
+    "## Another model, other stories", "## The house", "## Sources and licences",
 ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def checkout(tmp_path):
 
 def test_a_finding_is_written_between_its_marks_however_often(checkout):
     fresh = refresh("Names: <!--03:Names come-->old\nolder<!--/03-->, and\n<!--03:Quotes--><!--/03-->\n", checkout)
-    said = "*(clear: 5.44 nats; others hidden: -0.11)*"
+    said = "*230.4 times less likely; others hidden: 0.9 times.* (clear)"
     assert fresh == f"Names: <!--03:Names come-->{said}<!--/03-->, and\n<!--03:Quotes-->{said}<!--/03-->\n"
     assert refresh(fresh, checkout) == fresh
 
@@ -52,7 +52,16 @@ def test_a_finding_is_written_between_its_marks_however_often(checkout):
 def test_many_rivals_are_counted_and_not_named(checkout):
     path = checkout / "notebooks" / "findings" / "03_heads.json"
     path.write_text(path.read_text().replace('"tried": 1', '"tried": 16'))
-    assert "; best of 16 rivals: -0.11)*" in refresh("<!--03:Quotes--><!--/03-->", checkout)
+    assert "; best of 16 rivals: 0.9 times.* (clear)" in refresh("<!--03:Quotes--><!--/03-->", checkout)
+
+
+def test_a_finding_tells_its_own_numbers_or_its_unit(checkout):
+    path = checkout / "notebooks" / "findings" / "03_heads.json"
+    stored = path.read_text()
+    path.write_text(stored.replace('"unit": "nats"', '"unit": "of pairs"'))
+    assert "*5.44 of pairs; others hidden: -0.11.* (clear)" in refresh("<!--03:Quotes--><!--/03-->", checkout)
+    path.write_text(stored.replace('"unit": "nats"', '"unit": "nats", "told": "From 25% to 4%."'))
+    assert "-->*From 25% to 4%.* (clear)<!--" in refresh("<!--03:Quotes--><!--/03-->", checkout)
 
 
 @pytest.mark.parametrize("asked, found", [("03:Zebras", 0), ("02:Names", 0), ("03:s", 2)])
@@ -79,6 +88,7 @@ def test_the_readme_has_its_parts_in_order():
     places = [README.index(part) for part in BLOCKS]
     assert places == sorted(places)
     five = README[README.index(BLOCKS[2]) : README.index(BLOCKS[3])]
+    assert five.index("*nats*") < five.index("*rival*") < five.index("*Clear*:") < five.index("\n- **")
     assert len(BLOCK.findall(five)) == five.count("\n- **") == 5
 
 

@@ -92,9 +92,15 @@ def test_saving_in_jupyterlab_drops_bars_and_dead_widgets(lab):
 
 def test_a_new_notebook_starts_from_the_template_and_replaces_none(lab, monkeypatch, tmp_path):
     monkeypatch.setattr(lab, "NOTEBOOKS", tmp_path)
-    (tmp_path / "template.ipynb").write_text("template", encoding="utf-8")
-    assert lab.new("06_music").read_text(encoding="utf-8") == "template"
-    for name in ("06_music", "music", "", "06_a/b"):
+    done = nbformat.v4.new_code_cell(
+        "6 * 7", outputs=[nbformat.v4.new_output("stream", text="42")], execution_count=3
+    )
+    cells = [nbformat.v4.new_markdown_cell("Ask"), done]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"seconds": 30}), tmp_path / "template.ipynb")
+    made = nbformat.read(lab.new("10_music"), as_version=4)
+    assert [cell.source for cell in made.cells] == ["Ask", "6 * 7"]
+    assert (made.cells[1].outputs, made.cells[1].execution_count, "seconds" in made.metadata) == ([], None, False)
+    for name in ("10_music", "music", "", "10_a/b"):
         with pytest.raises(SystemExit, match="no new notebook"):
             lab.new(name)
 

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from helpers.core.estimates import Estimate
@@ -43,6 +44,11 @@ def test_a_figure_shows_what_it_was_given(draw, expected):
     assert plt.get_fignums() == []  # closed, so that a notebook shows it once
     shown = words(figure)
     assert [text for text in expected if text not in shown] == []
+
+
+def test_nothing_is_no_minus_nothing():
+    shown = words(plots.bars({"nothing": -0.001, "more": 1.0}, "T", "nats")).split("\n")
+    assert "0.00" in shown and "-0.00" not in shown
 
 
 def band(figure: Figure, name: str) -> float:
@@ -127,7 +133,9 @@ def test_a_story_shows_each_part_in_its_colour_and_the_rest_in_none():
     )
     patches = figure.axes[0].patches
     colours = {patch.get_facecolor()[:3] for patch in patches}
-    assert len(patches) == 18 + 2 and len(colours) == 2  # each place, and the legend
+    assert len(patches) == 18 + 2  # each place, and the legend
+    assert colours == {to_rgb(plots.head_colour(head)) for head in (3, 5)}  # whatever other heads are shown
+    assert len({plots.head_colour(head) for head in range(8)}) == 8
     assert {" Tom", "Tom", " lost", " $", "head 3   ", "T"} <= set(words(figure).split("\n"))
     ends = [patch.get_x() + patch.get_width() for patch in patches]
     assert max(ends) < figure.axes[0].get_xlim()[1] and len({patch.get_y() for patch in patches}) >= 7

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 def run(script: str, folder: Path) -> dict:
     """What a script beside this file prints of the model in a folder; a process of its own has its own peak of memory."""
     command = [sys.executable, str(Path(__file__).with_name(script)), str(folder)]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -141,6 +141,13 @@ def test_enter_in_a_box_is_a_press(shown):
     assert shown == ["a", "b"]
 
 
+def test_another_number_in_its_box_is_a_press(shown):
+    box = ipywidgets.BoundedIntText(3)
+    widgets.pane(lambda number: number, number=box)
+    box.value = 5  # as after Enter
+    assert shown == [3, 5]
+
+
 def test_another_press_with_the_same_values_gets_another_seed(shown):
     box = ipywidgets.Text("a")
     pane = widgets.pane(lambda opening, seed: (opening, seed), opening=box)

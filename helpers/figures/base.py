@@ -10,7 +10,7 @@ import numpy as np
 from IPython.display import Image
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyBboxPatch
@@ -21,6 +21,7 @@ from helpers.core.estimates import Estimate
 from helpers.core.files import write_atomic
 
 COLOURS = {"model": "#1b6ca8", "baseline": "#b8b8b8", "control": "#e08e45", "accent": "#b3365a", "ink": "#333333"}
+HEADS = ("#a6761d", "#e6ab02", "#666666", "#1b9e77", "#7570b3", "#d95f02", "#e7298a", "#66a61e")  # by number
 STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 10, "axes.titlesize": 11,
     "axes.titlelocation": "left", "axes.edgecolor": "#888888", "figure.constrained_layout.use": True, "svg.hashsalt": "0",
@@ -29,6 +30,11 @@ PLAIN = {"parse_math": False}  # for every text that may hold a token: two dolla
 WIDTH = 8.5  # inches; what a page shows without shrinking
 Value = float | Estimate
 Series = dict[str, list[Value]]
+
+
+def head_colour(head: int) -> str:
+    """A head's colour, the same in every figure."""
+    return HEADS[head % len(HEADS)]
 
 
 class Titled(Figure):
@@ -85,7 +91,7 @@ def _bars(axis: Axes, places: np.ndarray, values: list[Value], digits: int, **st
     offset = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
     for y, here, right in zip(places, mean, np.maximum(high, 0), strict=True):
         if np.isfinite(right):  # not where nothing was measured
-            axis.annotate(f"{here:.{digits}f}", (right, y), **offset)
+            axis.annotate(f"{round(here, digits) + 0.0:.{digits}f}", (right, y), **offset)
 
 
 def bars(
@@ -147,8 +153,8 @@ def token_grid(
             ink = "white" if abs(value) > 0.6 * limit else COLOURS["ink"]
             text = f"{round(float(value), digits) + 0.0:.{digits}f}".replace("nan", "–")
             axis.text(x, y, text, ha="center", va="center", fontsize=8.5, color=ink)
-    past = signed and np.abs(known).max(initial=0) > limit  # values beyond the last colour
-    figure.colorbar(image, ax=axis, label=unit, shrink=0.9, extend="both" if past else "neither")
+    bar = figure.colorbar(image, ax=axis, label=unit, shrink=0.9)
+    bar.ax.set_ylim(bottom=max(-limit, known.min(initial=-0.1 * limit)) if signed else 0)  # colours that are there
     return figure
 
 
@@ -186,10 +192,10 @@ def story_by_part(
 ) -> Figure:
     """A story in which a token that some part brought has that part's colour, darker where it mattered more.
 
-    parts: the part of each token, -1 for none. strength: 0 to 1, of each token. names: what the legend says of each
-    part that is shown.
+    parts: the part of each token (a head's number, if it is one), -1 for none. strength: 0 to 1, of each token. names:
+    what the legend says of each part that is shown.
     """
-    colours = {part: plt.get_cmap("Dark2")(i % 8) for i, part in enumerate(names)}
+    colours = {part: to_rgb(head_colour(part)) for part in names}
     legend = [("\n", -1, 0.0), *((f"{name}   ", part, 0.6) for part, name in names.items())]
     figure, (axis,) = new_axes(9.6, 1)
     placed, x, y, style = [], 0.0, 0.0, {"fontsize": 12, "va": "center", "family": "serif"}
@@ -205,7 +211,7 @@ def story_by_part(
     figure.set_size_inches(9.6, 0.27 * (y + 1) + 0.5)
     for x, y, wide, text, part, dark in placed:
         if part in colours:
-            shade = (*colours[part][:3], 0.15 + 0.45 * min(1.0, dark))
+            shade = (*colours[part], 0.15 + 0.45 * min(1.0, dark))
             gap = 0.05 if text.startswith(" ") else 0.0
             axis.add_patch(plt.Rectangle((x + gap, y - 0.45), wide - gap, 0.9, fc=shade, ec="none"))
         axis.text(x, y, text, **style, **PLAIN)

@@ -6,6 +6,7 @@ from typing import Literal
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
@@ -14,20 +15,22 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.core.scan import Scan
 from helpers.features.dictionary import load_dictionary
 from helpers.features.graph import feature_graph
-from helpers.figures.base import COLOURS, PLAIN, STYLE, WIDTH, Titled, entitle, label, new_axes
+from helpers.figures.base import COLOURS, PLAIN, STYLE, WIDTH, Titled, entitle, head_colour, label, new_axes
 from helpers.heads.card import head_card
 from helpers.heads.circuit_graph import OTHERS, Graph, path_graph
 from helpers.heads.pieces import Piece
 
-COLUMNS = ("looked-at words", "carriers", "in the MLP, and past it", "next word")
+COLUMNS = ("earlier words", "heads (or none)", "in the MLP, or past it", "next word")
 FAINT = 0.015  # edges below this share of all edges' sizes in a column are not drawn
 LETTERS = 108  # of a line
 
 
-def story_pieces(pieces: list[Piece], title: str, unit: str, without: str = "without it") -> Figure:
-    """Pieces of story, words coloured by a value (red for, blue against), and what the model says with and `without` it."""
+def story_pieces(
+    pieces: list[Piece], title: str, unit: str, without: str = "without it", colour: str | None = None
+) -> Figure:
+    """Pieces of story, words coloured by a value (red for, blue against, or one colour), and what is said with and `without`."""
     figure, (axis,) = new_axes(WIDTH, _height(pieces) + 0.6)
-    draw_pieces(axis, pieces, without)
+    draw_pieces(axis, pieces, without, colour)
     axis.set_title(f"{title}\n(colour: {unit})", loc="left", **PLAIN)
     return figure
 
@@ -37,15 +40,17 @@ def _height(pieces: list[Piece]) -> float:
     return 0.22 * sum(len(_lines(piece)) + 1.6 for piece in pieces)
 
 
-def draw_pieces(axis: Axes, pieces: list[Piece], without: str) -> None:
+def draw_pieces(axis: Axes, pieces: list[Piece], without: str, colour: str | None = None) -> None:
     """Draw pieces below one another."""
+    ends = ["white", "white", colour] if colour else ["#2166ac", "white", "#b2182b"]
+    shades = LinearSegmentedColormap.from_list("", ends)
     style, y = {"fontsize": 9, "va": "center", "in_layout": False, **PLAIN}, 0.0
     for shown in pieces:
         x, high = 0, max(map(abs, shown.values), default=0) or 1.0
         for line in _lines(shown):
             x = 0
             for token, value in line:
-                shade = plt.get_cmap("RdBu_r")(0.5 + 0.36 * value / high)
+                shade = shades(0.5 + 0.42 * value / high)
                 axis.add_patch(plt.Rectangle((x, y - 0.46), len(token), 0.92, fc=shade, ec="none"))
                 axis.text(x, y, token, family="monospace", **style)
                 x += len(token)
@@ -53,10 +58,10 @@ def draw_pieces(axis: Axes, pieces: list[Piece], without: str) -> None:
         word = label(shown.word.strip(" "))
         axis.text(x + 0.6, y - 1, f"→ {word}", weight="bold", color=COLOURS["model"], **style)
         shares = (
-            ", ".join(f"{label(w.strip(' '))} {g:+.0%}" for w, g in side if abs(g) >= 0.01) or "nothing"
+            ", ".join(f"{label(w.strip(' '))} {100 * g:+.0f}" for w, g in side if abs(g) >= 0.01) or "nothing"
             for side in (shown.raised, shown.lowered)
         )
-        text = "{}: {:.0%}, {} {:.0%}.   Raised: {}.   Lowered: {}."
+        text = "{}: {:.0%}, {} {:.0%}.   In points, raised: {}.   Lowered: {}."
         axis.text(0.3, y + 0.1, text.format(word, shown.chance, without, shown.without, *shares), **style)
         y += 1.6
     axis.set(xlim=(0, LETTERS), ylim=(y - 0.6, -0.7))
@@ -91,16 +96,17 @@ def show_head(scan: Scan, head: int) -> Figure:
     plt.close(figure)
     for axis, (name, found) in zip(axes, card.looks.items(), strict=True):
         places = np.arange(len(found))
-        axis.barh(places - 0.2, found[f"head {head}"], 0.38, color=COLOURS["model"], label="this head")
-        axis.barh(places + 0.2, found["even"], 0.38, color=COLOURS["baseline"], label="every word alike")
+        axis.barh(places - 0.2, found[f"head {head}"], 0.38, color=head_colour(head), label="this head")
+        axis.barh(places + 0.2, found["even"], 0.38, color=COLOURS["baseline"], label="if it looked at all alike")
         axis.set_yticks(places, found.index, fontsize=8)
         axis.invert_yaxis()
-        axis.set_title(f"Where it looks, by {name} (share of attention)", loc="left", fontsize=10)
+        axis.set_title(f"Where it looks, by {name}", loc="left", fontsize=10)
+        axis.set_xlabel("share of attention", fontsize=9)
     axes[0].legend(frameon=False, fontsize=8)
     notes.text(0, 0.95, "\n".join(rows), fontsize=9, va="top", linespacing=1.5, **PLAIN)
     notes.axis("off")
     notes.set_title("Words that it looks at far more than at others, and what this raises and lowers", loc="left")
-    draw_pieces(text, card.pieces, "without this head")
+    draw_pieces(text, card.pieces, "without this head", head_colour(head))
     text.set_title("Where it is missed most (colour: its attention)", loc="left")
     figure.suptitle(f"Head {head}: without it a token costs {card.cost:.2f} nats more", x=0.01, ha="left")
     return figure
@@ -138,15 +144,16 @@ def circuit(graph: Graph, title: str, notes: dict[str, str]) -> Figure:
     shown = [sorted(nodes, key=lambda node: (node.name in OTHERS, -node.total)) for nodes in shown]
     tallest, said, places = max(len(nodes) for nodes in shown), graph.says | notes, {}
     longest = max((len(textwrap.wrap(text, 40)) for text in said.values()), default=1)
-    figure, (axis,) = new_axes(WIDTH, (0.33 + 0.11 * longest) * tallest + 0.9)
+    figure, (axis,) = new_axes(WIDTH, (0.42 + 0.13 * longest) * tallest + 0.9)
     for column, nodes in enumerate(shown):
-        axis.text(column * 10.0, -0.3, COLUMNS[column], ha="center", fontsize=9, color="#667788")
+        axis.text(column * 10.0, -0.3, COLUMNS[column], ha="center", fontsize=10, color="#667788")
         for i, node in enumerate(nodes):
             places[column, node.name] = x, y = column * 10.0, (i + 0.5) * tallest / len(nodes)
             ink = COLOURS["model"] if node.total >= 0 else COLOURS["accent"]
-            box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": ink, "lw": 1.1}
+            shade = to_rgb(head_colour(int(node.name[5:])) if node.name.startswith("head ") else "white")
+            box = {"boxstyle": "round,pad=0.2", "fc": [0.7 + 0.3 * part for part in shade], "ec": ink, "lw": 1.1}
             text = f"{node.name}  {node.total:+.1f}\n{textwrap.fill(said.get(node.name, ''), 40)}".strip()
-            axis.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box, zorder=5, **PLAIN)
+            axis.text(x, y, text, ha="center", va="center", fontsize=9.5, bbox=box, zorder=5, **PLAIN)
     for column, edges in enumerate(graph.edges):
         largest = sum(abs(value) for value in edges.values()) or 1.0
         for (start, end), value in sorted(edges.items(), key=lambda edge: abs(edge[1])):

@@ -8,7 +8,7 @@ from helpers.core.files import WorkbookError
 from helpers.core.parts import costs, neurons
 from helpers.core.scan import Scan, decoder
 from helpers.features.card import examples
-from helpers.figures.base import COLOURS, STYLE, Titled, new_axes
+from helpers.figures.base import COLOURS, STYLE, Titled, entitle, new_axes
 from helpers.neurons.find import Found
 from helpers.neurons.writes import logit_writes
 
@@ -59,9 +59,9 @@ def _draw_card(
     number: int, shown: list[Row], says: dict[str, float], needs: dict[str, float], cost: float
 ) -> Figure:
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(10, 4.4), FigureClass=Card)
+        figure = plt.figure(figsize=(10, 5.4), FigureClass=Card)
     plt.close(figure)
-    grid = figure.add_gridspec(2, 2, width_ratios=[2.6, 1], height_ratios=[16, 10])
+    grid = figure.add_gridspec(2, 2, width_ratios=[2.1, 1], height_ratios=[16, 10])
     axis = figure.add_subplot(grid[:, 0])
     axis.axis("off")
     axis.set(xlim=(-5, 72), ylim=(len(shown) - 0.4, -0.8))
@@ -74,27 +74,28 @@ def _draw_card(
         axis.text(40.5, y, before[-42:], ha="right", **letter)
         axis.text(41, y, here.strip() or here, bbox=shade, **letter)
         axis.text(42 + len(here.strip()), y, after.strip()[:24], color="#888888", **letter)
-    for place, (values, title) in enumerate(
-        ((says, "Raises, and pushes down"), (needs, "Lost without it, before"))
-    ):
-        axis = figure.add_subplot(grid[place, 1])
-        colours = [COLOURS["model"] if value > 0 else COLOURS["accent"] for value in values.values()]
+    panels = (
+        (says, "Raises (right) and pushes down (left)", "logits, for each unit of activation", "model accent"),
+        (needs, "Held at its average: worse (right), better (left)", "nats that the word then costs more", "control baseline"),
+    )  # fmt: skip
+    for place, (values, title, unit, hues) in enumerate(panels):
+        axis, (high, low) = figure.add_subplot(grid[place, 1]), hues.split()
+        colours = [COLOURS[high if value > 0 else low] for value in values.values()]
         axis.barh(range(len(values)), list(values.values()), color=colours, height=0.75)
-        axis.set_yticks(range(len(values)), list(values), fontsize=7.5)
+        axis.set_yticks(range(len(values)), list(values), fontsize=8)
         axis.tick_params(axis="x", labelsize=7.5)
         axis.axvline(0, color=COLOURS["ink"], lw=0.6)
         axis.invert_yaxis()
-        axis.set_title(title, fontsize=9.5, loc="left")
-        axis.set_xlabel(("logit, for each unit of activation", "nats")[place], fontsize=8)
-    figure.suptitle(
-        f"Neuron {number} (removed, it costs {cost:+.4f} nats a token)", fontsize=11, x=0.01, ha="left"
-    )
-    figure.plain = _text(number, shown, says, needs, cost)
+        axis.set_title(title, fontsize=9, loc="right")
+        axis.set_xlabel(unit, fontsize=8)
+    name = f"Neuron {number} (held at its average, it costs {cost:+.4f} nats a token)"
+    figure.suptitle(name, fontsize=11, x=0.01, ha="left")
+    figure.plain = _text(name, shown, says, needs)
     return figure
 
 
-def _text(number: int, shown: list[Row], says: dict[str, float], needs: dict[str, float], cost: float) -> str:
-    lines = [f"Neuron {number} (removed, it costs {cost:+.4f} nats a token)", "fires here:"]
+def _text(name: str, shown: list[Row], says: dict[str, float], needs: dict[str, float]) -> str:
+    lines = [name, "fires here:"]
     lines += [f"{value:6.1f}  {before}[{here}]{after}" for value, before, here, after in shown]
     up, down = ([word for word, value in says.items() if (value > 0) == side] for side in (True, False))
     lines += [f"raises: {' '.join(up)}", f"pushes down: {' '.join(reversed(down))}"]
@@ -110,18 +111,19 @@ def neuron_map(found: Found, twin: Found, names: tuple[str, str], title: str, la
     )
     axis.scatter(found.reading, found.writing, s=7, color=COLOURS["baseline"], lw=0, label="all neurons")
     x, y = found.reading[found.index], found.writing[found.index]
-    axis.scatter(x, y, s=22, color=COLOURS["accent"], lw=0, label="found: at least one half on both sides")
+    axis.scatter(x, y, s=22, color=COLOURS["accent"], lw=0, label="found: at least 0.5 on both axes")
     side, height = float(found.reading.max()), torch.inf
-    step = float(found.writing.max() - found.writing.min()) / 18
+    step = float(found.writing.max() - found.writing.min()) / 12
     for number in sorted(labels, key=lambda j: -float(found.writing[j])):
         height = min(height - step, float(found.writing[number]))
         place = (float(found.reading[number]), float(found.writing[number]))
         line = {"arrowstyle": "-", "lw": 0.5, "color": "#888888"}
-        axis.annotate(labels[number], place, (side * 1.12, height), fontsize=8.5, va="center", arrowprops=line)
+        axis.annotate(labels[number], place, (side * 1.12, height), fontsize=9, va="center", arrowprops=line)
     axis.axhline(0, color="#999999", lw=0.6)
     axis.axvline(0, color="#999999", lw=0.6)
-    axis.set(title=title, xlabel=names[0], ylabel=names[1], xlim=(None, side * 1.6))
-    axis.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axis.set(xlim=(None, side * 1.7))
+    entitle(axis, title, *names)
+    axis.legend(frameon=False, fontsize=9, loc="lower right", markerscale=2)
     return figure
 
 
@@ -134,7 +136,7 @@ def accumulation(
 ) -> Figure:
     """How an effect adds up over neurons taken by rank, one line a way of adding; band: name, ranks, lowest, highest.
 
-    The scale is linear between -`least` and `least` (nats), so that costs of nothing, or less, are seen too.
+    The scale is logarithmic, and linear between -`least` and `least` (nats), so that costs of nothing, or less, are seen too.
     """
     figure, (axis,) = new_axes(8.5, 3.8)
     palette = (COLOURS["model"], COLOURS["accent"], COLOURS["ink"])
@@ -144,7 +146,8 @@ def accumulation(
         name, places, low, high = band
         axis.fill_between(places, low, high, color=COLOURS["control"], alpha=0.5, label=name)
     axis.axhline(0, color="#999999", lw=0.6)
-    axis.set(title=title, xlabel="neurons taken away", ylabel="nats a token lost", xscale="log")
+    axis.set(xscale="log")
+    entitle(axis, title, "neurons taken away (log scale)", "nats a token lost (log scale)")
     axis.set_yscale("symlog", linthresh=least, linscale=0.5)
     lowest = min(min(values) for values in [*series.values(), *([band[2]] if band else [])])
     axis.set_ylim(bottom=2 * min(lowest, 0) - least / 2)

@@ -25,9 +25,7 @@ LOADER = """if (!window.CircuitsVis && document.getElementById("jupyter-config-d
   var circuitsvisAsked = document.createElement("script");
   circuitsvisAsked.src = JSON.parse(document.getElementById("jupyter-config-data").textContent).baseUrl
     + "lab/extensions/cdn/iife.js"; document.head.append(circuitsvisAsked); }"""
-BLANK = (
-    "Your text ends with a blank. Words bring their own (“␣her”), so the model now sees one more: leave it out."
-)
+BLANK = "Your text ends with a blank. Words bring their own (“␣her”): leave it out."
 BUSY = """<style>.workbook-pane .mod-active { pointer-events: none; opacity: 0.5; min-width: 14em; }
 .workbook-pane .mod-active::after { content: " (working …)"; }</style>"""
 
@@ -55,9 +53,8 @@ def show(table: pd.DataFrame, digits: int = 3) -> Widget:
 
 def script() -> Widget:
     """The one tag that has CircuitsVis loaded; once a notebook, before its first widget."""
-    return Widget(
-        f'<script id="{MARK}">{LOADER}</script>', "CircuitsVis, loaded once for all widgets of this page"
-    )
+    told = "CircuitsVis, loaded once for all widgets of this page"
+    return Widget(f'<script id="{MARK}">{LOADER}</script>', told)
 
 
 def plain(tokens: list[str]) -> list[str]:
@@ -149,6 +146,8 @@ def pane(
             longest = max(map(len, [control.value, *options]))
             control.layout.width = f"min(95%, {max(40, longest + 20)}ch)"
             control.on_msg(lambda _, content, __: press() if content.get("event") == "submit" else None)
+        if isinstance(control, ipywidgets.BoundedIntText):  # tells of Enter, and of an arrow, by its value alone
+            control.observe(press, "value")
         if options:
             picker = ipywidgets.Dropdown(options=options, description="examples", layout={"width": "max-content"})
             picker.style.description_width = "initial"

@@ -32,7 +32,7 @@ def head_card(scan: Scan, head: int) -> Card:
     model, decode, onward = scan.model, decoder(scan.model.tokenizer), mlp_passage(scan)
     classes, distances, tokens = looks(scan, [head], None, ["class", "distance", "token"], model.cfg.d_vocab)
     numbers = {decode(t): t for t in range(model.cfg.d_vocab)}
-    often = tokens[tokens["even"] > OFTEN]
+    often = tokens[(tokens["even"] > OFTEN) & ~tokens.index.str[0].str.islower()]  # no ends of words
     words = []
     for word in (often[f"head {head}"] / often["even"]).nlargest(5).index:
         sides = head_words(model, head, numbers[word], onward)

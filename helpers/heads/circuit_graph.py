@@ -23,9 +23,9 @@ from helpers.core.scan import Streams, run_streams
 from helpers.heads.to_neurons import read_directions
 
 MISSED = "what no feature writes"  # of the MLP, where features stand in the neurons' place
-OTHERS = ("other words", "other heads", "other neurons", "other features", MISSED)
-OWN = ("this word", "place, biases")  # what needs no head
-DIRECT = "straight to the logits"
+OTHERS = ("all other words", "all other heads", "all other neurons", "all other features", MISSED)
+OWN = ("the last word", "habit")  # what needs no head: the word itself; its place and the biases
+DIRECT = "past the neurons"
 Table = Callable[[TransformerBridge, Streams, int, int], Float[Tensor, "carrier source route"]]
 
 

@@ -25,7 +25,7 @@ class Finding:
     sentence: in the words of words, heads and neurons. pair: value, control and difference, with their intervals.
     unit: of all of them. least: the smallest difference that would matter, said beforehand; why: its reason in a
     clause. split: where it was measured; everything was chosen on another. digits: of the printed numbers. about: of
-    which model, where that is not the one under study ("handwritten").
+    which model, where that is not the one under study ("handwritten"). told: the numbers once more in a plain sentence.
     """
 
     sentence: str
@@ -36,6 +36,7 @@ class Finding:
     split: str = "confirm"
     digits: int = 2
     about: str = ""
+    told: str = ""
 
     @property
     def verdict(self) -> str:
@@ -48,15 +49,18 @@ class Finding:
         return measured(self.record())
 
     def _repr_html_(self) -> str:
+        row = self.record()
+        rival = self.pair.control_name.replace(": ", " rivals, ", 1)  # "the strongest of 7 rivals, head 2"
+        told = self.told or f"{said(row, 'value')} {self.unit}; {rival}: {said(row, 'control')}"
         # the classes keep JupyterLab from reading two dollars as a formula
         return (
             f'<div class="finding tex2jax_ignore mathjax_ignore"><p><b>{html.escape(self.sentence)}</b> '
-            f'<i class="verdict {self.verdict}" title="{VERDICTS[self.verdict]}">{self.verdict}</i></p>'
-            f"<details><summary>measured</summary>{html.escape(self.measured)}</details></div>"
+            f'<i class="verdict {self.verdict}" title="{VERDICTS[self.verdict]}">{self.verdict}</i><br>{html.escape(told)}</p>'
+            f"<details><summary>intervals</summary>{html.escape(self.measured)}</details></div>"
         )
 
     def __repr__(self) -> str:
-        return f"{self.verdict}: {self.sentence} {self.measured}"
+        return " ".join(filter(None, (f"{self.verdict}: {self.sentence}", self.told, self.measured)))
 
     def record(self) -> dict:
         """The finding as plain data, numbers rounded as printed; what could not be measured is null."""
@@ -66,13 +70,12 @@ class Finding:
         numbers = {name: [_rounded(end, self.digits) for end in side] for name, side in sides.items()}
         names = ("sentence", "unit", "least", "why", "split", "digits", "verdict")
         rivals = {name: getattr(self.pair, name) for name in ("control_name", "beaten", "tried")}
-        return (
-            {n: getattr(self, n) for n in names} | numbers | rivals | ({"about": self.about} if self.about else {})
-        )
+        extra = {name: value for name in ("about", "told") if (value := getattr(self, name))}
+        return {n: getattr(self, n) for n in names} | numbers | rivals | extra
 
 
 def _rounded(value: float, digits: int) -> float | None:
-    return round(value, digits) if math.isfinite(value) else None
+    return round(value, digits) + 0.0 if math.isfinite(value) else None
 
 
 def said(row: dict, side: str, interval: bool = False) -> str:
@@ -106,7 +109,7 @@ class Findings:
         self.rows: list[Finding] = []
 
     def add(self, sentence: str, pair: Comparison, **fields) -> Finding:
-        """Record and return a finding (fields: unit, least, why, split, digits, about). The same sentence replaces its row."""
+        """Record and return a finding (fields: unit, least, why, split, digits, about, told). The same sentence replaces its row."""
         finding = Finding(sentence, pair, **fields)
         self.rows = [row for row in self.rows if row.sentence != sentence] + [finding]
         return finding

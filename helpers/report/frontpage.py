@@ -1,6 +1,7 @@
 """The README's and the model card's numbers, from the files of a checkout; and the front page for another model."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def losses_table(record: dict) -> str:
 
 
 def measured(rows: list[dict], notebook: str, words: str) -> str:
-    """What was measured for the one finding of a notebook that has some words in its sentence.
+    """What was measured for the one finding of a notebook that has some words in its sentence, in plain words.
 
     Raises:
         WorkbookError: no finding has them, or several.
@@ -34,8 +35,12 @@ def measured(rows: list[dict], notebook: str, words: str) -> str:
         raise WorkbookError(f"{len(found)} findings of notebook {notebook} say “{words}”: the README needs one.")
     (row,) = found
     rival = f"best of {row['tried']} rivals" if row["tried"] > 1 else plain(row["control_name"])
-    told = f"{said(row, 'value')} {row['unit']}; {rival}: {said(row, 'control')}"
-    return f"*({row['verdict']}: {told})*"
+    told = row.get("told") or f"{said(row, 'value')} {row['unit']}; {rival}: {said(row, 'control')}."
+    if not row.get("told") and row["unit"].startswith("nats") and "gained" not in row["unit"]:
+        told = "{:.1f} times less likely; {}: {:.1f} times.".format(
+            math.exp(row["value"][0]), rival, math.exp(row["control"][0])
+        )
+    return f"*{told}* ({row['verdict']})"
 
 
 def refresh(text: str, root: Path) -> str:
