@@ -19,11 +19,11 @@ VOCABULARY = 50_257
 pytestmark = pytest.mark.slow
 
 
-def published_config() -> GPTNeoConfig:
-    """The configuration of roneneldan/TinyStories-1Layer-21M, its token numbers aside."""
+def published_config(attention: tuple[str, ...] = ("global",)) -> GPTNeoConfig:
+    """The configuration of roneneldan/TinyStories-1Layer-21M (or -2Layers-33M), its token numbers aside."""
     return GPTNeoConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=2048, hidden_size=1024, num_layers=1, num_heads=16,
-        intermediate_size=4096, attention_types=[[["global"], 1]], bos_token_id=0, eos_token_id=0,
+        vocab_size=VOCABULARY, max_position_embeddings=2048, hidden_size=1024, num_layers=len(attention), num_heads=16,
+        intermediate_size=4096, attention_types=[[list(attention), 1]], bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
 
 
@@ -35,15 +35,20 @@ def padded_tokenizer() -> dict:
     return tokenizer
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("published")
+def saved(folder: Path, config: GPTNeoConfig) -> Path:
+    """The folder with random weights of a configuration and a tokenizer of that many tokens."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        GPTNeoForCausalLM(published_config()).save_pretrained(folder)
+        GPTNeoForCausalLM(config).save_pretrained(folder)
     write_json(folder / "tokenizer.json", padded_tokenizer())
     settings = (EMBEDDED_MODEL / "tokenizer_config.json").read_text(encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    folder = saved(tmp_path_factory.mktemp("published"), published_config())
     yield folder
     shutil.rmtree(folder)  # a quarter of a gigabyte
 
@@ -147,3 +152,13 @@ def test_the_helpers_of_surgery_run_and_fit_into_4_gib(folder):
     print(f"peak memory {found['peak bytes'] / 2**30:.2f} GiB")
     assert found["finite"] and found["heads"] == 16
     assert found["peak bytes"] < 4 * 2**30
+
+
+def test_the_helpers_of_two_layers_run_on_the_published_two_and_fit_into_6_gib(tmp_path):
+    found = run("run_layers.py", saved(tmp_path, published_config(("global", "local"))))
+    shutil.rmtree(tmp_path)
+    print(f"peak memory {found['peak bytes'] / 2**30:.2f} GiB")
+    assert found["finite"] and found["layers"] == 2 and found["heads"] == [16, 16]
+    assert found["neurons"] == [4096, 4096] and found["pairs"] == 3 * 256
+    assert found["same losses"] < 1e-3
+    assert found["peak bytes"] < 6 * 2**30

@@ -73,7 +73,7 @@ def costs(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, " n"]:
     above read what is left, so its cost is a total one.
     """
     if scan.above and scan.streams is None:
-        every = torch.cat([costs(batch, parts, by) for batch in (scan.whole or scan).walk()])
+        every = torch.cat([costs(batch, parts, by) for batch in (scan.whole or scan).walk(2048)])
         return every if scan.whole is None else every[scan.chosen]
     return residual_losses(scan.model, finish(scan, without(scan, parts, by)), scan.target) - scan.losses
 

@@ -57,7 +57,7 @@ def match_neurons(
         [0.0, 0.0, 0.0],
     )  # of both; one with the other, other with itself, one's squares
     stories = list(stories)
-    for batches in zip(walk(model, stories), walk(other, stories), strict=True):
+    for batches in zip(walk(model, stories, 2048), walk(other, stories, 2048), strict=True):
         one, two = (batch.activations.double() for batch in batches)
         count += len(one)
         sums = [total + part.sum(0) for total, part in zip(sums, (one, two), strict=True)]
