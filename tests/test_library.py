@@ -14,7 +14,7 @@ from helpers.neurons.ledger import read_ledger, save_ledger, search
 from helpers.report.findings import Finding
 from helpers.report.library import LENGTH, Entry, Library
 
-LEAST_ENTRIES = 20
+LEAST_ENTRIES = 200
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -137,13 +137,13 @@ def test_a_table_shows_text_as_text():
 
 def test_a_group_is_summed_up_and_an_older_file_is_read(tmp_path):
     library = Library("m", [entry(group="spelling", matters=0.25, card={"part": "neuron 1"})])
-    library.sum_up("spelling", 0.123456, "It knows letters.")
+    library.sum_up("spelling", 0.5, 0.123456, "It knows letters.")
     path = library.save(tmp_path / "library.json")
     again = Library.load(path, "m")
-    assert again.groups == {"spelling": {"share": 0.1235, "summary": "It knows letters."}}
+    assert again.groups == {"spelling": {"cost": 0.5, "share": 0.1235, "summary": "It knows letters."}}
     assert again.entries == library.entries and again.entries["a"].card == {"part": "neuron 1"}
     with pytest.raises(WorkbookError, match="no group"):
-        library.sum_up("weather", 0.1, "")
+        library.sum_up("weather", 0.1, 0.1, "")
     old = json.loads(path.read_text())
     rows = [
         {name: row[name] for name in row if name not in ("group", "matters", "card")} for row in old["entries"]

@@ -88,7 +88,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
         library.put(
             dataclasses.replace(row, matters=float(number), card=known.record() if number == "06" else None)
         )
-    library.sum_up("dialogue", 0.25, f"It knows who barks. {NASTY}")
+    library.sum_up("dialogue", 2.5, 0.25, f"It knows who barks. {NASTY}")
     library.save(results / "library.json")
     with pytest.MonkeyPatch.context() as settings:
         settings.setenv("TINYSTORIES_RESULTS", str(folder / "results"))
@@ -237,7 +237,9 @@ def test_library_entries_are_sorted_by_what_they_matter_and_a_link_opens_its_car
         tab.run("getComputedStyle(document.querySelector('.entry[open] .examples span')).backgroundColor")
         != "rgba(0, 0, 0, 0)"
     )
-    assert "25% of the loss" in tab.run("document.querySelector('[data-summary=dialogue]').innerText")
+    assert "2.50 nats more, 25.0% of what the MLP saves" in tab.run(
+        "document.querySelector('[data-summary=dialogue]').innerText"
+    )
 
 
 def test_a_question_finds_what_it_asks_for_and_only_the_groups_that_speak_of_it(tab, trial):
@@ -248,10 +250,32 @@ def test_a_question_finds_what_it_asks_for_and_only_the_groups_that_speak_of_it(
     assert tab.run(visible) == ["dialogue"]
     tab.type(".filters input", "where are the okapis?")
     assert len(shown(tab)) == 2
-    tab.type(".filters input", "head 33")
+    tab.type(".filters input", "okapi zebra")
     assert len(shown(tab)) == 2  # one word of two is better than none
     choose(tab, "group", "dialogue")
     assert tab.run(visible) == []
+    for asked, count in (("head 3", 2), ("heads 33", 0)):
+        tab.type(".filters input", asked)
+        assert len(shown(tab)) == count
+
+
+@pytest.mark.parametrize(
+    "asked, told",
+    [
+        ("How does it know he or she?", {"who is in the scene": "push", "entry": "she"}),
+        ("what happens inside quotes?", {"dialogue": "closing quote", "entry": "quote"}),
+        ("what does it know about animals?", {"themes and things": "farm animals", "entry": "animal"}),
+    ],
+)
+def test_the_stored_library_answers_a_question(tab, stored, asked, told):
+    tab.open(stored / "library.html", 390)
+    tab.type(".filters input", asked)
+    for name, words in told.items():
+        if name == "entry":
+            assert len(shown(tab)) >= 2 and all(words in row.lower() for row in shown(tab)[:2])
+        else:
+            part = f"document.querySelector('[data-summary=\"{name}\"]')"
+            assert tab.run(f"{part}.hidden") is False and words in tab.run(f"{part}.innerText")
 
 
 def test_code_is_folded_until_it_is_asked_for_and_sentences_stay_folded(tab, trial):

@@ -9,8 +9,8 @@
 The file is `{"model": …, "schema": …, "groups": …, "entries": [entry, …]}`. An entry is knowledge: a part, or some
 together, that does something; what an experiment on the whole model came to is a finding. Each entry has the fields of
 `Entry`, as `schema` says them, and its verdict; each piece of evidence has the fields of a finding (`Finding.record`)
-and the notebook that it is from. `groups` are those of GROUPS that have been summed up: their share of the loss, and a
-paragraph (`Library.sum_up`).
+and the notebook that it is from. `groups` are those of GROUPS that have been summed up: what the model loses without
+their features, and a paragraph (`Library.sum_up`).
 """
 
 import dataclasses
@@ -147,11 +147,12 @@ class Library:
             proof = sorted([*kept, *entry.evidence], key=lambda row: row["notebook"])
             self.entries[entry.id] = dataclasses.replace(words, evidence=proof)
 
-    def sum_up(self, group: str, share: float, summary: str) -> None:
-        """Say what the model knows of a group: its share of the loss that the MLP saves, and a paragraph."""
+    def sum_up(self, group: str, cost: float, share: float, summary: str) -> None:
+        """Say what the model knows of a group, in a paragraph, and what it loses without the group's features: nats a
+        token, and as a share of what it loses without the MLP."""
         if group not in GROUPS:
             raise WorkbookError(f"{group!r} is no group; choose one of {', '.join(GROUPS)}.")
-        self.groups[group] = {"share": round(share, 4), "summary": summary}
+        self.groups[group] = {"cost": round(cost, 3), "share": round(share, 4), "summary": summary}
 
     def drop(self, notebook: str) -> None:
         """Forget what a notebook said, before it says it anew; what other notebooks measured stays."""

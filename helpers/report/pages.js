@@ -74,11 +74,11 @@ function search() {
 const QUIET = new Set("a an and about any are at by can do does for happen happens how in is it know knows me of on or say tell that the to what when where which who why will with".split(" "));
 
 function question(text) {
-  const asked = words(text.replace(/[?!“”‘’]/g, " "));
+  const asked = words(text.replace(/[?!“”‘’]/g, " ").replace(/\b(head|neuron|feature)s? (\d+)/gi, "$1~$2"));
   const meant = asked.filter((word) => !QUIET.has(word));
   return (meant.length ? meant : asked).map((word) => {
-    if (/^(\d+|[a-z]{1,3})$/.test(word)) {
-      const whole = new RegExp(`(?<![a-z0-9])${word}(?![a-z0-9])`);
+    if (/^(\d+|[a-z]{1,3}|[a-z]+~\d+)$/.test(word)) {
+      const whole = new RegExp(`(?<![a-z0-9])${word.replace("~", " ")}(?![a-z0-9])`);
       return (content) => whole.test(content);
     }
     const stem = /^[a-z]+$/.test(word) ? word.replace(/s$/, "") : word;
@@ -89,13 +89,15 @@ function question(text) {
 function filters(list) {
   const rows = list.tBodies ? [...list.tBodies[0].rows] : [...list.children];
   const home = list.tBodies ? list.tBodies[0] : list;
-  const contents = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+  const known = (row) => (row.textContent.replace(row.querySelector(".examples")?.textContent ?? "", "")
+    + ` ${row.dataset.parts ?? ""}`).toLowerCase();
+  const contents = new Map(rows.map((row) => [row, known(row)])); // stories say he and she everywhere
   const summaries = [...document.querySelectorAll("[data-summary]")];
   const count = make("output");
   const text = make("input", { type: "search", placeholder: list.tBodies ? "filter by words" : "ask, or filter by words" });
   text.setAttribute("aria-label", "filter by words");
   const selects = list.dataset.filters.split(" ").map((fact) => {
-    const select = make("select", { name: fact }, make("option", { value: "" }, `any ${fact}`));
+    const select = make("select", { name: fact }, make("option", { value: "" }, fact === "sure" ? "however sure" : `any ${fact}`));
     const numbers = {};
     for (const row of rows) numbers[row.dataset[fact]] = (numbers[row.dataset[fact]] ?? 0) + 1;
     for (const value of Object.keys(numbers).sort()) select.append(make("option", { value }, `${value} (${numbers[value]})`));
@@ -114,13 +116,13 @@ function filters(list) {
     if (list.dataset.sorts) {
       const by = sorts.value;
       const value = (row) => (by === "matters" ? Number(row.dataset.matters) : row.dataset[by]);
-      const early = (row) => (asked.length && asked.some((has) => has(row.querySelector("summary").textContent.toLowerCase())) ? 1 : 0);
+      const early = (row) => asked.filter((has) => has(row.querySelector("summary").textContent.toLowerCase())).length;
       const order = (a, b) => (by === "matters" ? value(b) - value(a) : value(a).localeCompare(value(b), "en", { numeric: true }));
       home.append(...rows.sort((a, b) => hits.get(b) - hits.get(a) || early(b) - early(a) || order(a, b)));
       const group = selects.find((select) => select.name === "group")?.value;
       for (const part of summaries) {
-        const known = part.textContent.toLowerCase();
-        part.hidden = Boolean((group && part.dataset.summary !== group) || (asked.length && !asked.every((has) => has(known))));
+        const told = part.textContent.toLowerCase();
+        part.hidden = Boolean((group && part.dataset.summary !== group) || (asked.length && !asked.every((has) => has(told))));
       }
     }
     count.value = `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;

@@ -180,9 +180,10 @@ def library_body(library: Library) -> str:
     told = []
     for group, about in GROUPS.items():
         summed, count = library.groups.get(group, {}), sum(row["group"] == group for row in rows)
-        share = f"; {summed['share']:.0%} of the loss that the MLP saves hangs on its features" if summed else ""
+        lost = f"; without its features a token costs {summed['cost']:.2f} nats more, " if summed else ""
+        lost += f"{summed['share']:.1%} of what the MLP saves" if summed else ""
         told.append(
-            f'<section data-summary="{group}"><h2>{group.capitalize()}</h2><p><small>{about}; {count} entries{share}'
+            f'<section data-summary="{group}"><h2>{group.capitalize()}</h2><p><small>{about}; {count} entries{lost}'
             f"</small></p><p>{text_of(summed.get('summary', ''))}</p></section>"
         )
     listed = "".join(_entry(i, row) for i, row in enumerate(rows)) or "<p>None yet.</p>"
@@ -203,6 +204,7 @@ def _entry(i: int, row: dict) -> str:
         "notebook": row["notebook"][:2],
     }
     facts |= {"sentence": row["sentence"], "part": parts, "matters": row["matters"] or 0}
+    facts["parts"] = "; ".join(row["parts"])
     data = "".join(f' data-{key}="{text_of(str(value))}"' for key, value in facts.items())
     tags = " · ".join(filter(None, (parts, row["group"], matters, ", ".join(topics))))
     proofs = "".join(
