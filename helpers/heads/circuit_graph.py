@@ -161,7 +161,7 @@ def _pooled(
     routes, size = [f"{kind} {j}" for j in range(table.shape[2] - len(last))], table[..., : -len(last)].sum((0, 1))
     sources = _keep(names, table[2:].sum((0, 2)), most[0], OTHERS[0])
     carriers = [*OWN, *_keep(heads, table[2:].sum((1, 2)), most[1], OTHERS[1])]
-    routes = [*_keep(routes, size, most[2], f"other {kind}s"), *last]
+    routes = [*_keep(routes, size, most[2], f"all other {kind}s"), *last]
     edges: list[dict[tuple[str, str], float]] = [{}, {}, {}]
     for c, carrier in enumerate(carriers):
         for p, value in enumerate(table[c].sum(1).tolist()):
