@@ -1,7 +1,7 @@
 """The shortest rule that says when a part fires: at most three readable conditions, found on one split, scored on another."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from helpers.core.contexts import state_names, vocabulary_of_families
+from helpers.core.contexts import LATEST, state_names, vocabulary_of_families, word_code
 from helpers.core.scan import Scan
 from helpers.core.stories import CLASSES
 
@@ -18,6 +18,7 @@ CONDITIONS = 3
 WINDOW = 8  # tokens back that “among the last words” reaches
 BEAM = 4  # conditions tried in each place
 RECENT = f"one of these among the last {WINDOW}"
+SLACK = 0.01  # of F1 that a shorter list may lose
 LEAST_FIRES = 12  # positions at which a part has to fire for a rule to be sought
 
 
@@ -61,56 +62,59 @@ class Rule:
 class Variables:
     """What a rule may speak of, at every position of a scan of tagged stories.
 
-    columns: one integer a position; windows: the tokens (none twice) of the last WINDOW positions, this one included,
-    or -1. A value's word is `name(variable, value)`.
+    words: how the values of each variable are read. values: those of all variables, one variable after another, and
+    whose each is (owner). codes: which of them every position has, one row a variable; RECENT, the last, has WINDOW rows.
     """
 
     def __init__(self, scan: Scan):
-        context, states = scan.context, dict(zip(state_names(), scan.context.states.T, strict=True))
-        self.decode: Callable[[int], str] = lambda token: scan.model.tokenizer.decode([token]).strip() or "⏎"
-        self.families = list(vocabulary_of_families()["families"])
-        penn_codes = {name: int.from_bytes(name.encode(), "big") for name in set(context.penn)}
-        self.penn = {code: name for name, code in penn_codes.items()}
-        lemmas = scan.lemmas()
-        columns = {
-            "the word": context.token,
-            "its class": torch.tensor([penn_codes[name] for name in context.penn]),
-            "the word before": context.previous,
-            "the class before": context.previous_tag,
-            "two before": context.latest[:, 4],
-            "its family": context.word_family,
-            "gender so far": genders(lemmas, scan.story),
-            "theme": context.theme.long(),
-        }
+        context, families = scan.context, list(vocabulary_of_families()["families"])
+        states = dict(zip(state_names(), context.states.T, strict=True))
+        tags, lemmas = [int.from_bytes(name.encode(), "big") for name in context.penn], scan.lemmas()
+        lemma = {word_code(text): text or "nothing" for text in {*lemmas, ""}}
         plain = ("inside quotes", "at the start of a sentence", "in the opening sentence", "within a word")
-        columns |= {name: states[name].long() for name in plain}
-        columns |= {name: column.long() for name, column in states.items() if name.endswith("in this sentence")}
-        self.columns = {name: column.numpy().astype(np.int64) for name, column in columns.items()}
-        self.windows = windows(scan).numpy().astype(np.int64)
 
-    def name(self, variable: str, value: int) -> str:
-        """A value in words."""
-        if variable in ("the word", "the word before", "two before", RECENT):
-            return self.decode(value) if value >= 0 else "nothing"
-        if variable == "its class":
-            return self.penn[value]
-        if variable == "the class before":
-            return CLASSES[value] if value >= 0 else "nothing"
-        if variable in ("its family", "theme"):
-            return self.families[value] if value >= 0 else "none"
-        if variable == "gender so far":
-            return ("nobody", "she", "he")[value]
-        return ("no", "yes")[value]
+        def one_of(names, none="nothing"):
+            return lambda i: names[i] if i >= 0 else none
+
+        @functools.cache
+        def word(token: int) -> str:
+            return (scan.model.tokenizer.decode([token]).strip() or "⏎") if token >= 0 else "nothing"
+
+        columns = {
+            "the word": (context.token, word),
+            "its class": (torch.tensor(tags), dict(zip(tags, context.penn, strict=True)).get),
+            "the word before": (context.previous, word),
+            "the class before": (context.previous_tag, one_of(CLASSES)),
+            "two before": (context.latest[:, 4], word),
+            "its family": (context.word_family, one_of(families, "none")),
+            "gender so far": (genders(lemmas, scan.story), one_of(["nobody", "she", "he"])),
+            "theme": (context.theme, one_of(families, "none")),
+        }
+        columns |= {name: (context.latest[:, i], lemma.get) for i, name in enumerate(LATEST[:4])}
+        columns |= {name: (states[name], ("no", "yes").__getitem__) for name in states
+                    if name in plain or name.endswith("in this sentence")}  # fmt: skip
+        columns[RECENT] = (windows(scan).T, word)
+        self.words = {name: reader for name, (_, reader) in columns.items()}
+        values, codes, start = [], [], 0
+        for column, _ in columns.values():
+            levels, index = np.unique(column.long().numpy(), return_inverse=True)
+            codes.append(index.reshape(-1, len(scan)) + start)
+            values.append(levels)
+            start += len(levels)
+        self.codes, self.values = np.concatenate(codes).astype(np.int32), np.concatenate(values)
+        self.owner = np.repeat(np.arange(len(values)), [len(levels) for levels in values])
+        self.counts = np.bincount(self.codes.ravel(), minlength=start)
+        self.named = (self.owner < len(values) - 1) | (self.values >= 0)
 
     def mask(self, condition: Condition) -> Bool[np.ndarray, " n"]:
         """Where a condition holds."""
-        if condition.variable == RECENT:
-            return np.isin(self.windows, condition.values).any(1)
-        return np.isin(self.columns[condition.variable], condition.values)
+        number = list(self.words).index(condition.variable)
+        wanted = np.isin(self.values, condition.values) & (self.owner == number)
+        return wanted[self.codes[number:] if condition.variable == RECENT else self.codes[[number]]].any(0)
 
     def holds(self, rule: Rule) -> Bool[np.ndarray, " n"]:
         """Where a rule holds."""
-        found = np.full(len(self.windows), bool(rule.conditions))
+        found = np.full(self.codes.shape[1], bool(rule.conditions))
         for condition in rule.conditions:
             found &= self.mask(condition)
         return found
@@ -170,74 +174,60 @@ def genders(lemmas: list[str], story: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     return torch.tensor(found)
 
 
-def f1(true: np.ndarray, claimed: np.ndarray, fires: float) -> np.ndarray:
-    """Harmonic mean of precision and recall, from counts."""
-    return 2 * true / np.maximum(claimed + fires, 1)
+def longer(variables: Variables, fires: Bool[np.ndarray, " n"], rule: Rule) -> list[tuple[float, Rule]]:
+    """The rules with one condition more that have the highest F1; each further variable gives one.
 
-
-def best_lists(
-    variables: Variables, fires: Bool[np.ndarray, " n"], inside: Bool[np.ndarray, " n"], beam: int = BEAM
-) -> list[tuple[float, Condition]]:
-    """The conditions that, added to where a rule holds (`inside`), have the highest F1; each variable gives one."""
-    at, total = np.flatnonzero(inside), int(fires.sum())
-    hit, scored = fires[at], []
-    for variable, column in [*variables.columns.items(), (RECENT, None)]:
-        if column is None:
-            values = variables.windows[at]
-            levels, index = np.unique(values, return_inverse=True)
-            index = index.reshape(values.shape)
-            weight = np.repeat(hit[:, None], values.shape[1], 1)
-            true = np.bincount(index.ravel(), weights=weight.ravel(), minlength=len(levels))
-            claimed = np.bincount(index.ravel(), minlength=len(levels))
-            true[levels < 0] = 0
-        else:
-            levels, index = np.unique(column[at], return_inverse=True)
-            true = np.bincount(index, weights=hit, minlength=len(levels))
-            claimed = np.bincount(index, minlength=len(levels))
-        order = np.argsort(-(true - 0.5) / (claimed + 1), kind="stable")[:LISTED]  # precision, rare levels shrunk
-        order = order[true[order] > 0]
-        if not len(order):
-            continue
-        if column is None:  # the sets of positions overlap: count them out
-            reached = np.logical_or.accumulate([(index == level).any(1) for level in order], 0)
-            tops, sizes = (reached & hit).sum(1), reached.sum(1)
-        else:
-            tops, sizes = true[order].cumsum(), claimed[order].cumsum()
-        scores = f1(tops, sizes, total)
-        best = int(scores.argmax())
-        chosen = levels[order[: best + 1]]
-        words = tuple(variables.name(variable, int(value)) for value in chosen)
-        scored.append((float(scores[best]), Condition(variable, tuple(chosen.tolist()), words)))
-    return sorted(scored, key=lambda pair: -pair[0])[:beam]
+    A condition lists the values at which the part fires most often, as many as F1 wants.
+    """
+    inside = np.flatnonzero(variables.holds(rule)) if rule.conditions else slice(None)
+    codes, hit, names = variables.codes[:, inside], fires[inside], list(variables.words)
+    true = np.bincount(codes[:, hit].ravel(), minlength=len(variables.values))
+    claimed = np.bincount(codes.ravel(), minlength=len(true)) if rule.conditions else variables.counts
+    some = np.flatnonzero((true > 0) & variables.named)
+    some = some[np.lexsort((-(true[some] - 0.5) / (claimed[some] + 1), variables.owner[some]))]  # rare ones shrunk
+    owner = variables.owner[some]
+    rank = np.arange(len(some)) - np.searchsorted(owner, owner)
+    some, owner, rank = (part[rank < LISTED] for part in (some, owner, rank))
+    counts = np.zeros((2, len(names), LISTED))
+    counts[:, owner, rank] = true[some], claimed[some]
+    counts, recent = counts.cumsum(2), some[owner == len(names) - 1]
+    if len(recent):  # the sets of positions overlap: count them out
+        reached = np.logical_or.accumulate([(codes[-WINDOW:] == value).any(0) for value in recent])
+        counts[:, -1] = np.stack([reached[:, hit].sum(1), reached.sum(1)])[
+            :, np.minimum(range(LISTED), len(recent) - 1)
+        ]
+    scores = 2 * counts[0] / (counts[1] + fires.sum())
+    used, found = {condition.variable for condition in rule.conditions}, []
+    for number in np.argsort(-scores.max(1), kind="stable"):
+        if names[number] not in used and counts[0, number, 0] and len(found) < BEAM:
+            best = int(
+                (scores[number] >= scores[number].max() - SLACK).argmax()
+            )  # the shortest list that is as good
+            read = variables.words[names[number]]
+            listed = variables.values[some[owner == number][: best + 1]].tolist()
+            condition = Condition(names[number], tuple(listed), tuple(map(read, listed)))
+            found.append((float(scores[number, best]), Rule((*rule.conditions, condition))))
+    return found
 
 
 def shortest_rule(
     variables: Variables, fires: Bool[np.ndarray, " n"], gain: float = 0.02, most: int = CONDITIONS
 ) -> Rule:
     """The rule of at most `most` conditions with the highest F1; each further condition has to add `gain`."""
-    if fires.sum() < LEAST_FIRES:
-        return Rule(())
-    everywhere = np.ones(len(fires), dtype=bool)
-    beams = [(score, (condition,)) for score, condition in best_lists(variables, fires, everywhere)]
-    best = max(beams, key=lambda pair: pair[0])
-    for _ in range(most - 1):
-        longer = []
-        for _, conditions in beams:
-            inside = variables.holds(Rule(conditions))
-            used = {condition.variable for condition in conditions}
-            for score, condition in best_lists(variables, fires, inside):
-                if condition.variable not in used:
-                    longer.append((score, (*conditions, condition)))
-        beams = sorted(longer, key=lambda pair: -pair[0])[:BEAM]
+    best, beams = (-gain, Rule(())), [(0.0, Rule(()))] if fires.sum() >= LEAST_FIRES else []
+    for _ in range(most):
+        beams = [more for _, rule in beams for more in longer(variables, fires, rule)]
+        beams = sorted(beams, key=lambda pair: -pair[0])[:BEAM]
         if not beams or beams[0][0] < best[0] + gain:
             break
         best = beams[0]
-    return Rule(best[1])
+    return best[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well a rule says when a part fires: precision, recall, and the share of its variance that the rule explains."""
+    """How well a rule says when a part fires: precision, recall, and the share of its activation's variance between
+    where the rule holds and where not. fires: share of positions."""
 
     precision: float
     recall: float
@@ -254,14 +244,12 @@ def score(
     variables: Variables, rule: Rule, activation: Float[Tensor, " n"], fires: Bool[Tensor, " n"] | None = None
 ) -> Score:
     """A rule's score on a scan's positions; a part fires where its activation is above zero, or where it is said."""
-    value = activation.numpy()
-    loud, holds = value > 0 if fires is None else fires.numpy(), variables.holds(rule)
+    value, holds = activation.numpy(), variables.holds(rule)
+    loud = value > 0 if fires is None else fires.numpy()
     true = (loud & holds).sum()
     between = sum(m.mean() * (value[m].mean() - value.mean()) ** 2 for m in (holds, ~holds) if m.any())
-    return Score(
-        float(true / max(holds.sum(), 1)), float(true / max(loud.sum(), 1)),
-        float(between / max(value.var(), 1e-12)), float(loud.mean()),
-    )  # fmt: skip
+    parts = (true / max(holds.sum(), 1), true / max(loud.sum(), 1), between / max(value.var(), 1e-12), loud.mean())
+    return Score(*map(float, parts))
 
 
 def find_rules(variables: Variables, loud: Bool[Tensor, "n part"], progress: str = "rules") -> list[Rule]:
