@@ -74,50 +74,54 @@ def measure(explore, texts, write):
     }
 
 
+def of_model(name, runs, valid):
+    """The rows of one model."""
+    rows = {}
+    model = load_model(name)
+    hold = {"hold": ("resid_mid", "mlp_post"), "positions": 2048}
+    explore = scan(model, load_stories(split="explore"), **hold)
+    texts = {"confirm": scan(model, load_stories(split="confirm"), **hold)}
+    texts["valid"] = scan(model, list(islice(stream_stories(valid), 150)), **hold)
+    texts = {key: thinned(whole) for key, whole in texts.items()}
+    out, bias = model.W_out[0], model.b_out[0]
+    own = {
+        "nothing replaced": lambda part: part.activations @ out + bias,
+        "mean": lambda part: (explore.means @ out + bias).expand(len(part), -1),
+    }
+    if name == "embedded":
+        table = table_by_token(explore)
+        own["current-token table"] = lambda part: table[part.token] @ out + bias
+        own["bigram table"] = lambda part: bigram_writes(explore, part)
+        size = out.norm(dim=1)
+        for k in ACTIVE:
+            own[f"neurons k{k}"] = lambda part, k=k: (
+                (explore.means + largest((part.activations - explore.means) * size, k) / size) @ out + bias
+            )
+            own[f"random directions k{k}"] = random_dictionary(explore, k)
+    for folder in sorted(path.parent for path in runs.glob("*/cfg.json")):
+        record = json.loads((folder / "training_record.json").read_text(encoding="utf-8"))
+        if record["model"] == name:
+            dictionary, recipe = load_dictionary(folder), record["recipe"]
+            label = f"features {recipe['features']} k{recipe['active']}{' skip' * recipe['skip']}"
+            label += f" {recipe['tokens'] / 1e6:g}M"
+            own[label] = lambda part, d=dictionary: d.decode(
+                d.activations(part), normalised(part.model, part.resid_mid)
+            )
+            inside = dictionary.activations(texts["confirm"])
+            rows[f"{name}: {label}"] = {
+                "active": round((inside > 0).sum(1).float().mean().item(), 2), "features": len(dictionary),
+                "unexplained": record["curve"][-1]["unexplained"],
+            }  # fmt: skip
+    for label, write in own.items():
+        key = f"{name}: {label}"
+        rows[key] = rows.get(key, {}) | measure(explore, texts, write)
+        print(key, rows[key], flush=True)
+    return rows
+
+
 def main():
     runs, valid = Path(sys.argv[1]), sys.argv[2]
-    rows = {}
-    for name in ("embedded", "random:embedded"):
-        model = load_model(name)
-        hold = {"hold": ("resid_mid", "mlp_post"), "positions": 2048}
-        explore = scan(model, load_stories(split="explore"), **hold)
-        texts = {"confirm": scan(model, load_stories(split="confirm"), **hold)}
-        texts["valid"] = scan(model, list(islice(stream_stories(valid), 150)), **hold)
-        texts = {key: thinned(whole) for key, whole in texts.items()}
-        out, bias = model.W_out[0], model.b_out[0]
-        own = {
-            "nothing replaced": lambda part: part.activations @ out + bias,
-            "mean": lambda part: (explore.means @ out + bias).expand(len(part), -1),
-        }
-        if name == "embedded":
-            table = table_by_token(explore)
-            own["current-token table"] = lambda part: table[part.token] @ out + bias
-            own["bigram table"] = lambda part: bigram_writes(explore, part)
-            size = out.norm(dim=1)
-            for k in ACTIVE:
-                own[f"neurons k{k}"] = (
-                    lambda part, k=k: (explore.means + largest((part.activations - explore.means) * size, k) / size) @ out
-                    + bias
-                )
-                own[f"random directions k{k}"] = random_dictionary(explore, k)
-        for folder in sorted(path.parent for path in runs.glob("*/cfg.json")):
-            record = json.loads((folder / "training_record.json").read_text(encoding="utf-8"))
-            if record["model"] == name:
-                dictionary, recipe = load_dictionary(folder), record["recipe"]
-                label = f"features {recipe['features']} k{recipe['active']}{' skip' * recipe['skip']}"
-                label += f" {recipe['tokens'] / 1e6:g}M"
-                own[label] = lambda part, d=dictionary: d.decode(
-                    d.activations(part), normalised(part.model, part.resid_mid)
-                )
-                inside = dictionary.activations(texts["confirm"])
-                rows[f"{name}: {label}"] = {
-                    "active": round((inside > 0).sum(1).float().mean().item(), 2), "features": len(dictionary),
-                    "unexplained": record["curve"][-1]["unexplained"],
-                }  # fmt: skip
-        for label, write in own.items():
-            key = f"{name}: {label}"
-            rows[key] = rows.get(key, {}) | measure(explore, texts, write)
-            print(key, rows[key], flush=True)
+    rows = of_model("embedded", runs, valid) | of_model("random:embedded", runs, valid)
     write_json(ROOT / "notebooks" / "06_frontier.json", rows)
 
 
