@@ -14,6 +14,7 @@ from helpers import WorkbookError
 from helpers.core.files import (
     absolute,
     absolute_settings,
+    made_with,
     results_folder,
     run_main,
     write_atomic,
@@ -96,6 +97,25 @@ def test_models_and_stories_of_one_name_in_two_folders_have_folders_of_their_own
             monkeypatch.delenv("TINYSTORIES_COUNT")
     assert len(found) == 6  # a relative path and the absolute one of the same file are one
     assert all(folder.parent == ROOT / "cache" / "results" for folder in found)
+
+
+def test_a_model_or_corpus_that_was_written_anew_and_a_scan_have_folders_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.delenv("TINYSTORIES_RESULTS")
+    model, stories = tmp_path / "mine", tmp_path / "own.jsonl"
+    model.mkdir()
+    found = []
+    for size in (1, 2):
+        for file in (model / "model.safetensors", stories):
+            file.write_bytes(b"x" * size)
+        monkeypatch.setenv("TINYSTORIES_STORIES", str(stories))
+        found += [results_folder("embedded"), results_folder(str(model)), results_folder(f"random:{model}")]
+        monkeypatch.delenv("TINYSTORIES_STORIES")
+        found += [results_folder(str(model))]
+        assert found[-1] == results_folder(str(model))  # nothing was written in between
+    assert results_folder("embedded") == ROOT
+    monkeypatch.setenv("TINYSTORIES_SCAN", str(tmp_path))
+    assert len({*found, results_folder("embedded"), results_folder(str(model))}) == 10
+    assert made_with()["stories"] == f"the project's stories, neurons counted in {tmp_path}"
 
 
 def test_the_environment_can_send_all_results_elsewhere(monkeypatch, tmp_path):

@@ -29,6 +29,7 @@ FLOORS = ["core", "neurons", "heads", "features", "studies", "rebuild"]  # each 
 BESIDE = {"figures": {"core", "neurons", "heads", "features"}, "report": {"core"}, "build": {"core", "features"}}
 MAY_IMPORT = {room: set(FLOORS[:i]) for i, room in enumerate(FLOORS)} | BESIDE
 MAY_IMPORT["rebuild"] |= {"build"}  # the tables' counts
+COMMANDS = {"helpers.scan"}  # run as a command (python -m helpers.scan), imported by nothing
 CALLS = re.compile(r"^\s*[%!].*$", re.MULTILINE)  # lines of a cell that are not Python
 
 
@@ -126,7 +127,7 @@ def modules() -> dict[str, ast.Module]:
 
 def room_of(module: str) -> str:
     """The room of a module; "" for `helpers` itself."""
-    return (*module.split("."), "")[1]
+    return "" if module in COMMANDS else (*module.split("."), "")[1]
 
 
 @functools.cache

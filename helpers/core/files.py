@@ -53,13 +53,13 @@ def run_main(command: Callable[[], object]) -> None:
 def absolute_settings() -> None:
     """Let the settings mean what they mean in the current folder, for kernels that run in another one.
 
-    Paths in TINYSTORIES_MODEL, _STORIES, _RESULTS and _CACHE become absolute (`~` is the home); names of checkpoints
+    Paths in TINYSTORIES_MODEL, _STORIES, _RESULTS, _CACHE and _SCAN become absolute (`~` is the home); names of checkpoints
     and data sets stay. PYTHONPATH leads to these helpers, whichever checkout the environment was installed from.
     """
-    for name in ("MODEL", "STORIES", "RESULTS", "CACHE"):
+    for name in ("MODEL", "STORIES", "RESULTS", "CACHE", "SCAN"):
         value = os.environ.get(f"TINYSTORIES_{name}", "").strip()
         if value:
-            os.environ[f"TINYSTORIES_{name}"] = absolute(value, name in {"RESULTS", "CACHE"})
+            os.environ[f"TINYSTORIES_{name}"] = absolute(value, name in {"RESULTS", "CACHE", "SCAN"})
     others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in {"", str(ROOT)}]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *others])
 
@@ -127,15 +127,29 @@ def made_with() -> dict[str, str]:
     """The model and the stories of this run, as the settings name them."""
     model, stories, count = (os.environ.get(f"TINYSTORIES_{name}", "") for name in ("MODEL", "STORIES", "COUNT"))
     which = stories or "the project's stories"
-    return {"model": model or "embedded", "stories": f"the first {count} of {which}" if count else which}
+    which = f"the first {count} of {which}" if count else which
+    scanned = os.environ.get("TINYSTORIES_SCAN", "").strip()
+    return {
+        "model": model or "embedded",
+        "stories": f"{which}, neurons counted in {scanned}" if scanned else which,
+    }
+
+
+def stamp(source: str) -> str:
+    """What changes when a file, or a file in a folder, is written anew; nothing for a name."""
+    path = Path(source).expanduser()
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    facts = [file.stat() for file in files if file.is_file()]
+    return " ".join(f"{fact.st_size}:{fact.st_mtime_ns}" for fact in facts)
 
 
 def results_folder(model_name: str = "embedded") -> Path:
     """Where a notebook's figures and findings go: the project itself for the embedded model on the project's stories.
 
-    Any other model or corpus writes into `cache/results/`, and the environment variable TINYSTORIES_RESULTS names
-    another folder for all of them (the tests use it, so that they leave the project as it is). `make lab` works on a
-    copy of the project's results, which TINYSTORIES_LAB names.
+    Any other model, corpus or scan writes into `cache/results/`, apart by their names and by when their files were
+    written; the environment variable TINYSTORIES_RESULTS names another folder for all of them (the tests use it, so
+    that they leave the project as it is). `make lab` works on a copy of the project's results, which TINYSTORIES_LAB
+    names.
 
     Raises:
         WorkbookError: the running notebook stands in another checkout than these helpers.
@@ -147,10 +161,13 @@ def results_folder(model_name: str = "embedded") -> Path:
         )
     if os.environ.get("TINYSTORIES_RESULTS"):
         return Path(os.environ["TINYSTORIES_RESULTS"]).expanduser()
-    stories, count = (os.environ.get(f"TINYSTORIES_{name}", "").strip() for name in ("STORIES", "COUNT"))
-    if model_name == "embedded" and not stories and not count:
+    stories, count, scanned = (
+        os.environ.get(f"TINYSTORIES_{name}", "").strip() for name in ("STORIES", "COUNT", "SCAN")
+    )
+    if model_name == "embedded" and not stories and not count and not scanned:
         return Path(os.environ.get("TINYSTORIES_LAB") or ROOT)
-    whose = " ".join([absolute(model_name), stories and absolute(stories), count])
+    sources = absolute(model_name), stories and absolute(stories), scanned and absolute(scanned, True)
+    whose = " ".join([*sources, count, *(stamp(source.removeprefix("random:")) for source in sources if source)])
     readable = re.sub(r"[^\w.-]+", "_", whose).strip("_")[-60:]
     return ROOT / "cache" / "results" / f"{readable}-{hashlib.sha256(whose.encode()).hexdigest()[:8]}"
 

@@ -1,6 +1,7 @@
 """One way in to every model: the project's own, a hub checkpoint, a local folder, or a random-weights twin of any."""
 
 import functools
+import hashlib
 import json
 import os
 import pickle
@@ -79,7 +80,10 @@ def load_parts(name: str, max_layers: int | None = None) -> tuple[tf.PreTrainedM
 def bridge(
     hf_model: tf.PreTrainedModel, tokenizer: tf.PreTrainedTokenizerBase, name: str = "custom", device: str = "cpu"
 ) -> TransformerBridge:
-    """Wrap a transformers model for study, as `load_model` does."""
+    """Wrap a transformers model for study, as `load_model` does; `fingerprint` tells its weights from any others."""
+    digest = hashlib.sha256()
+    for weight in hf_model.parameters():
+        digest.update(weight.detach().cpu().contiguous().numpy())
     tokenizer.add_bos_token = True  # else transformer-lens reads it anew from its folder
     tokenizer.init_kwargs |= {"add_bos_token": True, "name_or_path": tokenizer.name_or_path}
     model = TransformerBridge.boot_transformers(
@@ -88,6 +92,7 @@ def bridge(
     model.enable_compatibility_mode()
     model.cfg.n_ctx = min(model.cfg.n_ctx, TRAINED_CONTEXT)
     model.requires_grad_(False)
+    model.fingerprint = digest.hexdigest()[:16]
     return model.eval()
 
 

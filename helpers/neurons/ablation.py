@@ -58,7 +58,7 @@ def _effects(
     scan: Scan, means: Float[Tensor, " neuron"] | None, small_variance: float
 ) -> Iterable[Float[Tensor, "k neuron"]]:
     """`single_effects`, chunk by chunk."""
-    means, chunk = scan.means if means is None else means, max(16, min(1024, 2**22 // scan.model.cfg.d_vocab))
+    means, chunk = scan.means if means is None else means, max(16, min(1024, 2**24 // scan.model.cfg.d_vocab))
     one_layer(scan.model)  # a layer above would hear of it
     table = _Writes(scan.model)
     columns = (column.split(chunk) for column in (scan.resid_post, scan.activations, scan.target))
@@ -75,7 +75,7 @@ class _Writes:
         self.w = w - w.mean(-1, keepdim=True)
         self.size = (self.w**2).mean(-1)
         self.logits = self.w @ model.W_U
-        self.largest = self.logits.abs().amax(-1)
+        self.largest = torch.cat([part.abs().amax(-1) for part in self.logits.split(256)])
 
 
 def _chunk_effects(
@@ -95,11 +95,14 @@ def _chunk_effects(
     log_p = (logits + model.b_U).log_softmax(-1)
     p = log_p.exp()
     weighted = p * logits
-    mean_l, mean_b = weighted.sum(-1, keepdim=True), p @ table.logits.T
+    mean_b, raw = (torch.cat([p, weighted]) @ model.W_U.T @ table.w.T).chunk(
+        2
+    )  # not p @ B^T: neurons × vocabulary
+    mean_l = weighted.sum(-1, keepdim=True)
     var_l = (weighted * logits).sum(-1, keepdim=True) - mean_l**2
     squared = torch.cat([p @ part.square().T for part in table.logits.split(512)], 1)
     var_b = squared - mean_b**2
-    cov = weighted @ table.logits.T - mean_l * mean_b
+    cov = raw - mean_l * mean_b
     mean = shrink * mean_l + push * mean_b
     variance = shrink**2 * var_l + 2 * shrink * push * cov + push**2 * var_b
     on_target = shrink * logits.gather(1, target[:, None]) + push * table.logits[:, target].T

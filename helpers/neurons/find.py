@@ -59,7 +59,7 @@ def write_effects(scan: Scan, tokens: Bool[Tensor, " vocabulary"]) -> Float[Tens
     kept = (known | tokens) if known is not None else torch.ones_like(tokens)
     kind = torch.stack([tokens[kept], ~tokens[kept]], 1).float()
     parts = torch.arange(scan.model.cfg.d_mlp).split(256)
-    return torch.cat([group_effect(logit_writes(scan.model, part)[:, kept], kind)[:, 0] for part in parts])
+    return torch.cat([group_effect(logit_writes(scan.model, part, kept), kind)[:, 0] for part in parts])
 
 
 def find_neurons(

@@ -12,7 +12,7 @@ from helpers.core.files import WorkbookError, results_folder, write_text
 from helpers.core.scan import Scan, decoder
 from helpers.core.stories import CLASSES
 from helpers.neurons.statistics import NeuronStats
-from helpers.neurons.writes import class_support, top_words
+from helpers.neurons.writes import class_support, logit_writes
 
 NAME = "02_ledger.csv"
 
@@ -31,8 +31,11 @@ def build_ledger(scan: Scan, stats: NeuronStats, effects: Float[Tensor, "neuron 
     columns |= {"supports": [CLASSES[c] for c in best], "support effect": support.numpy()}
     measured = zip(CLASSES, effects.T[1:], strict=False)
     columns |= {f"effect on {name}": column.numpy() for name, column in measured if column.any()}
-    says = [top_words(scan, j, 10) for j in range(model.cfg.d_mlp)]
-    columns |= {name: [" ".join(row[i]) for row in says] for i, name in enumerate(("promoted", "suppressed"))}
+    ends = {"promoted": [], "suppressed": []}
+    for writes in (logit_writes(model, part) for part in torch.arange(model.cfg.d_mlp).split(256)):
+        for name, said in ends.items():
+            said += writes.topk(10, largest=name == "promoted").indices.tolist()
+    columns |= {name: [" ".join(map(word, row)) for row in said] for name, said in ends.items()}
     columns["strongest on"] = [" ".join(word(i) for i in row) for row in strongest_tokens(stats).tolist()]
     return pd.DataFrame(columns).rename_axis("neuron")
 

@@ -5,13 +5,19 @@ Parts of a corpus that were read apart merge to what one pass over both gives.
 
 import dataclasses
 import hashlib
+import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.core.files import WorkbookError, check_pointer, write_atomic
 from helpers.core.paths import POSITION_EDGES, POSITIONS
 from helpers.core.scan import Scan, walk
 from helpers.core.stories import CLASSES, Story
@@ -148,6 +154,43 @@ class NeuronStats:
         for mine, theirs in zip([self.strongest, *self.sampled], [other.strongest, *other.sampled], strict=True):
             mine.merge(theirs)
 
+    def save(self, path: str | Path, about: dict) -> Path:
+        """Write the statistics as safetensors, atomically, with what they are of (plain data)."""
+        found = {"powers": self.powers, "above": self.above, "size": self.size}
+        for name, examples in {"strongest": self.strongest, **dict(enumerate(self.sampled))}.items():
+            found |= {f"{name} {column}": values for column, values in vars(examples).items()}
+        for name, group in self.groupings.items():
+            if group.sums is not None:
+                found |= {f"{name} rows": torch.tensor(list(group.rows)), f"{name} counts": group.counts}
+                found[f"{name} sums"] = group.sums
+        head = {"about": json.dumps({"positions": self.count, **about})}
+        return write_atomic(path, lambda temporary: save_file(found, temporary, head))
+
+    @classmethod
+    def read(cls, path: str | Path) -> tuple["NeuronStats", dict]:
+        """The statistics that `save` wrote, and what they are of.
+
+        Raises:
+            WorkbookError: the file is cut off, or holds something else.
+        """
+        check_pointer(path)
+        try:
+            with safe_open(path, "pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+                about = json.loads(file.metadata()["about"])
+            stats = cls(found["powers"].shape[1])
+            stats.count, stats.powers = about["positions"], found["powers"]
+            stats.above, stats.size = found["above"], found["size"]
+            for name, examples in {"strongest": stats.strongest, **dict(enumerate(stats.sampled))}.items():
+                for column in vars(examples):
+                    setattr(examples, column, found[f"{name} {column}"])
+            for name in (name for name in GROUPINGS if f"{name} sums" in found):
+                rows = {group: i for i, group in enumerate(found[f"{name} rows"].tolist())}
+                stats.groupings[name] = Grouping(rows, found[f"{name} counts"], found[f"{name} sums"])
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError):
+            raise WorkbookError(f"{path} is cut off or holds no statistics: delete it and scan again.") from None
+        return stats, about
+
     def moments(self) -> dict[str, Float[Tensor, " neuron"]]:
         """Mean, standard deviation, skew, excess kurtosis, share of positions above zero, mean size."""
         one, two, three, four = self.powers / self.count
@@ -205,3 +248,35 @@ def collect(model: TransformerBridge, stories: Iterable[Story], positions: int =
         for batch in walk(model, stories, positions):
             stats.add(batch)
     return stats
+
+
+SCANNED = "statistics.safetensors"  # in the folder that `python -m helpers.scan` writes
+
+
+def statistics_of(scan: Scan) -> tuple[NeuronStats, str]:
+    """Every neuron's statistics: of the scan's own positions; or of the corpus whose scan (`python -m helpers.scan`) the
+    setting TINYSTORIES_SCAN names, with a sentence that says so.
+
+    Raises:
+        WorkbookError: there is no such scan, it is not finished, or it is of another model.
+    """
+    folder, stats = os.environ.get("TINYSTORIES_SCAN", "").strip(), NeuronStats(scan.model.cfg.d_mlp)
+    if not folder:
+        stats.add(scan)
+        return stats, ""
+    path = Path(folder).expanduser() / SCANNED
+    if not path.is_file():
+        raise WorkbookError(
+            f"No finished part of a scan in {folder}: python -m helpers.scan --help, or unset TINYSTORIES_SCAN."
+        )
+    stats, about = NeuronStats.read(path)
+    if about["weights"] != scan.model.fingerprint:
+        other = f"The scan in {folder} is of {about['model']} (weights {about['weights']}), not of this model"
+        raise WorkbookError(
+            f"{other} ({scan.model.fingerprint}): scan into another folder, or unset TINYSTORIES_SCAN."
+        )
+    if not about["complete"]:
+        raise WorkbookError(
+            f"The scan in {folder} is not finished: run the same python -m helpers.scan command again."
+        )
+    return stats, f"How loud the neurons are, and where, is of {stats.count:,} positions of {about['stories']}."

@@ -9,13 +9,17 @@ from helpers.core.contexts import Contexts
 from helpers.core.scan import Scan, decoder
 from helpers.core.stories import CLASSES
 
+EVERY = slice(None)
 LEAST_TOKENS = 10  # tokens that a class needs for its support to be measured
 
 
-def logit_writes(model: TransformerBridge, neurons: Int[Tensor, " k"]) -> Float[Tensor, "k vocabulary"]:
-    """What one unit of each neuron's activation adds to every logit, before the final LayerNorm's scale."""
+def logit_writes(
+    model: TransformerBridge, neurons: Int[Tensor, " k"], tokens: Tensor | slice = EVERY
+) -> Float[Tensor, "k token"]:
+    """What one unit of each neuron's activation adds to the logit of every token (or of some, by number or as a mask),
+    before the final LayerNorm's scale."""
     w = model.W_out[0][neurons]
-    return (w - w.mean(-1, keepdim=True)) @ model.W_U
+    return (w - w.mean(-1, keepdim=True)) @ model.W_U[:, tokens]
 
 
 def top_words(scan: Scan, neuron: int, count: int = 8) -> tuple[list[str], list[str]]:
@@ -37,7 +41,7 @@ def class_support(
     one_hot[:, one_hot.sum(0) < LEAST_TOKENS] = 0  # too few tokens for an effect size
     size = one_hot.sum(0)
     weight = (size * (len(one_hot) - size) / max(1, len(one_hot))).sqrt()
-    parts = (logit_writes(model, part)[:, known] for part in torch.arange(model.cfg.d_mlp).split(256))
+    parts = (logit_writes(model, part, known) for part in torch.arange(model.cfg.d_mlp).split(256))
     support = torch.cat([group_effect(part, one_hot) for part in parts])
     best = (support * weight).argmax(1)
     return best, support.gather(1, best[:, None])[:, 0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.baselines import ngram_columns, recalled, with_memory
-from helpers.core.files import DATA, ROOT, WorkbookError, release
+from helpers.core.files import DATA, WorkbookError, made_with, release, results_folder
 from helpers.core.logits import logits_in_chunks, residual_losses
 from helpers.core.model import load_model
 from helpers.core.scan import Scan, walk
@@ -55,7 +55,7 @@ def build(
 
     What was planted comes with it, without the weights.
     """
-    root = Path(os.environ.get("TINYSTORIES_CACHE") or ROOT / "cache")
+    root = Path(os.environ.get("TINYSTORIES_CACHE") or results_folder(made_with()["model"]) / "cache")
     written = write(tables, rules)
     folder, written = save(written, root / name), dataclasses.replace(written, weights={})
     release()  # models that are no longer used hold cycles

@@ -86,10 +86,12 @@ def writes_classes(
     frequency; the rest chooses among the words of a class. Tokens of class -1 are left out."""
     weight = torch.where(classes >= 0, frequency, 0)
     weight = weight / weight.sum().clamp(min=1e-12)
-    one_hot = F.one_hot(classes.clamp(min=0), int(classes.max()) + 1).float() * weight[:, None]
+    kept = weight > 0  # the words that were seen, however large the vocabulary
+    weight = weight[kept]
+    one_hot = F.one_hot(classes[kept], int(classes.max()) + 1).float() * weight[:, None]
     found = []
     for part in torch.arange(model.cfg.d_mlp).split(256):
-        writes = logit_writes(model, part)
+        writes = logit_writes(model, part, kept)
         writes = writes - (writes @ weight)[:, None]
         between = ((writes @ one_hot) ** 2 / one_hot.sum(0).clamp(min=1e-12)).sum(1)
         found.append(between / (writes.square() @ weight).clamp(min=1e-12))

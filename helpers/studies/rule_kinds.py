@@ -265,7 +265,7 @@ def write_effects(model: TransformerBridge, writes: Sides) -> dict[str, Float[Te
     known = (sides[0] | sides[1]).any(0)
     sides = [side[:, known] for side in sides]
     parts = torch.arange(model.cfg.d_mlp).split(256)
-    found = torch.cat([contrast(logit_writes(model, part)[:, known], *sides) for part in parts])
+    found = torch.cat([contrast(logit_writes(model, part, known), *sides) for part in parts])
     least = LARGER / sides[0].sum(1).clamp(min=1).sqrt()
     sizes = [len(pair[0]) for pair in writes.values()]
     rows = zip(writes, found.split(sizes, 1), least.split(sizes), strict=True)
