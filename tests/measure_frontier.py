@@ -37,7 +37,9 @@ def bigram_writes(explore, part):
     means = sums / torch.bincount(index)[:, None]
     own = part.previous * base + part.token
     place = torch.searchsorted(keys, own).clamp(max=len(keys) - 1)
-    found = torch.where((keys[place] == own)[:, None], means[place], table_by_token(explore)[part.token])
+    found = torch.where(
+        (keys[place] == own)[:, None], means[place], table_by_token(explore)[part.token] + explore.means
+    )
     return found @ model.W_out[0] + model.b_out[0]
 
 
@@ -89,7 +91,7 @@ def of_model(name, runs, valid):
         "mean": lambda part: (explore.means @ out + bias).expand(len(part), -1),
     }
     if name == "embedded":
-        table = table_by_token(explore)
+        table = table_by_token(explore) + explore.means
         own["current-token table"] = lambda part: table[part.token] @ out + bias
         own["bigram table"] = lambda part: bigram_writes(explore, part)
         size = out.norm(dim=1)

@@ -66,7 +66,12 @@ class Dictionary:
 
     def activations(self, scan: Scan) -> Float[Tensor, "n feature"]:
         """All features at every position of a scan."""
-        return self.encode(normalised(scan.model, scan.resid_mid))
+        found = torch.empty(len(scan), len(self))
+        for own, stream in zip(
+            found.split(4096), scan.resid_mid.split(4096), strict=True
+        ):  # encode holds three of each
+            own[:] = self.encode(normalised(scan.model, stream))
+        return found
 
     @property
     def hash(self) -> str:
