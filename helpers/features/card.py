@@ -96,7 +96,10 @@ def activity(scan: Scan, parts: Parts) -> Float[Tensor, "n k"]:
     """How much each part does at every position: its activation; of a head, how far its write is from its mean."""
     if parts.kind == "head":
         return head_writes(scan.model, scan.z - scan.z.mean(0))[:, parts.index].norm(dim=-1)
-    return (parts.basis.activations(scan) if parts.basis else scan.activations)[:, parts.index]
+    if not parts.basis:
+        return scan.activations[:, parts.index]
+    some = torch.arange(len(scan)).split(4096)  # of a large dictionary not all at once
+    return torch.cat([parts.basis.activations(scan.at(index))[:, parts.index] for index in some])
 
 
 def examples(
