@@ -1,6 +1,7 @@
 """The library and the ledger: what is written can be read, no notebook drops another's evidence, bad input is named."""
 
 import json
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pandas as pd
@@ -82,6 +83,32 @@ def test_two_notebooks_speak_of_one_entry(order):
         library.put(entry("a", notebook))
     assert library.entries["a"].sentence == "It fires, says 02."
     assert proof(library) == ["02 0.6", "05 0.6"]
+
+
+def test_notebooks_that_run_at_once_lose_nothing_of_each_other(tmp_path):
+    path = Library("m", [entry("a", "02"), entry("old", "02"), entry("b", "04")]).save(tmp_path / "library.json")
+    one, two = (Library.load(path, "m") for _ in range(2))
+    one.drop("02")
+    one.put(entry("a", "02", 0.9))
+    two.put(entry("a", "05"), entry("c", "05"))
+    two.sum_up("spelling", 0.5, 0.1, "It knows letters.")
+    two.save(path)
+    one.save(path)
+    last = Library.load(path, "m")
+    assert sorted(last.entries) == ["a", "b", "c"] and proof(last) == ["02 0.9", "05 0.6"]
+    assert "spelling" in last.groups and last.entries == one.entries
+
+
+def _add(path: Path, number: int) -> None:
+    library = Library.load(path, "m")
+    library.put(entry(f"of {number}", "02"))
+    library.save(path)
+
+
+def test_no_save_is_lost_between_anothers_reading_and_writing(tmp_path):
+    with ThreadPool(8) as pool:
+        pool.starmap(_add, [(tmp_path / "library.json", number) for number in range(40)])
+    assert len(Library.load(tmp_path / "library.json", "m").entries) == 40
 
 
 def test_a_notebook_that_runs_again_replaces_its_own_evidence_only():

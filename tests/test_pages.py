@@ -1,5 +1,6 @@
 """The exported site, opened from disk in a browser without a network: it reads, draws, searches, filters and loads nothing."""
 
+import asyncio
 import base64
 import dataclasses
 import io
@@ -372,20 +373,38 @@ def test_what_is_stored_is_the_embedded_models_on_the_projects_stories(setting, 
     )
 
 
-def written(folder: Path, *sources: str) -> Path:
-    path = folder / "07_own.ipynb"
+def written(folder: Path, *sources: str, name: str = "07_own") -> Path:
+    path = folder / f"{name}.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources]), path)
     return path
 
 
-def test_a_notebook_is_executed_and_the_time_that_is_left_is_told(tmp_path, capsys):
-    path, done = written(tmp_path, "from tqdm.auto import tqdm", "list(tqdm([1]))\n6 * 7"), {}
-    pages.execute_all([path, path], done.__setitem__)
+def test_notebooks_are_executed_at_once_and_the_time_that_is_left_is_told(tmp_path, capsys):
+    meet = (
+        "import time; from pathlib import Path\nPath({!r}).touch()\nwhile not Path({!r}).exists(): time.sleep(0.1)"
+    )
+    first = written(tmp_path, "from tqdm.auto import tqdm", "list(tqdm([1]))\n6 * 7", meet.format("a", "b"))
+    second, done = written(tmp_path, meet.format("b", "a"), name="08_own"), {}
+    asyncio.run(pages.execute_all([first, second], done.__setitem__, tmp_path / "kept"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "1 of 2: 07_own.ipynb; about 2 min to go"
-    assert re.fullmatch(r"2 of 2: 07_own.ipynb; about \d+ s to go", lines[1])
-    assert [out["data"]["text/plain"] for cell in done[path].cells for out in cell.outputs] == ["42"]
-    assert done[path].metadata["seconds"] < 120
+    assert lines[0] == "2 notebooks, 2 at a time: about 60 s"
+    assert re.fullmatch(r"1 of 2: 0[78]_own.ipynb; about \d+ s to go", lines[1])
+    assert re.fullmatch(r"2 of 2: 0[78]_own.ipynb; in \d+ s", lines[2])
+    assert [out["data"]["text/plain"] for cell in done[first].cells for out in cell.outputs] == ["42"]
+    assert done[first].metadata["seconds"] < 120 and not (tmp_path / "kept").exists()
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "AT_ONCE", 1)
+    count = "from pathlib import Path\nwith Path('runs').open('a') as file: file.write('x')"
+    paths = [written(tmp_path, count), written(tmp_path, "1 / 0", name="08_own")]
+    with pytest.raises(CellExecutionError):
+        asyncio.run(pages.execute_all(paths, lambda *_: None, tmp_path / "kept"))
+    written(tmp_path, "1 / 1", name="08_own")
+    for runs in ("x", "xx"):  # the run that goes on, and one after it
+        done = {}
+        asyncio.run(pages.execute_all(paths, done.__setitem__, tmp_path / "kept"))
+        assert (tmp_path / "runs").read_text() == runs and list(done) == paths
 
 
 def test_a_refusal_of_the_workbook_in_a_cell_is_one_line(tmp_path):

@@ -18,6 +18,8 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from helpers.core.files import WorkbookError, write_text
 from helpers.core.parts import Parts
 from helpers.report.findings import Finding
@@ -115,6 +117,9 @@ class Library:
     def __init__(self, model: str, entries: Iterable[Entry] = (), groups: dict[str, dict] | None = None):
         self.model, self.groups = model, groups or {}
         self.entries: dict[str, Entry] = {entry.id: entry for entry in entries}
+        self.said: list[
+            tuple
+        ] = []  # what was changed here, to be said anew to what the file holds when it is saved
 
     @classmethod
     def load(cls, path: str | Path, model: str) -> "Library":
@@ -140,6 +145,7 @@ class Library:
 
     def put(self, *entries: Entry) -> None:
         """Add entries. Where two notebooks speak of one id, the earlier one's words stand, with the evidence of both."""
+        self.said.append((Library.put, *entries))
         for entry in entries:
             other = self.entries.get(entry.id, entry)
             words = min(other, entry, key=lambda one: one.notebook) if other.notebook != entry.notebook else entry
@@ -152,10 +158,12 @@ class Library:
         token, and as a share of what it loses without the MLP."""
         if group not in GROUPS:
             raise WorkbookError(f"{group!r} is no group; choose one of {', '.join(GROUPS)}.")
+        self.said.append((Library.sum_up, group, cost, share, summary))
         self.groups[group] = {"cost": round(cost, 3), "share": round(share, 4), "summary": summary}
 
     def drop(self, notebook: str) -> None:
         """Forget what a notebook said, before it says it anew; what other notebooks measured stays."""
+        self.said.append((Library.drop, notebook))
         for name, entry in list(self.entries.items()):
             kept = [row for row in entry.evidence if row["notebook"] != notebook]
             if kept:
@@ -169,13 +177,20 @@ class Library:
         return [entry for entry in kept if any(row["notebook"] == notebook for row in entry.evidence)]
 
     def save(self, path: str | Path) -> Path:
-        """Write the library, atomically."""
-        rows = [self.entries[name].record() for name in sorted(self.entries)]
-        head = json.dumps(
-            {"model": self.model, "schema": SCHEMA, "groups": self.groups}, ensure_ascii=False, indent=1
-        )
-        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)  # an entry a line
-        return write_text(path, f'{head[:-2]},\n "entries": [\n{lines}\n]}}\n')
+        """Write the library, atomically, with all that other notebooks have written there since it was loaded."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if path.exists():
+                now = Library.load(path, self.model)
+                for change, *given in list(self.said):
+                    change(now, *given)
+                self.entries, self.groups = now.entries, now.groups
+            rows = [self.entries[name].record() for name in sorted(self.entries)]
+            told = {"model": self.model, "schema": SCHEMA, "groups": self.groups}
+            head = json.dumps(told, ensure_ascii=False, indent=1)
+            lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)  # an entry a line
+            return write_text(path, f'{head[:-2]},\n "entries": [\n{lines}\n]}}\n')
 
     def __repr__(self) -> str:
         rows = [self.entries[name] for name in sorted(self.entries)]

@@ -1,6 +1,10 @@
 """Execute the notebooks and write the report, a site that opens from disk: `python -m helpers.report`."""
 
 import argparse
+import asyncio
+import hashlib
+import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +22,7 @@ from helpers.report.library import Library
 from helpers.report.site import findings_body, library_body, notebook_body, readme_body, title_of, write_pages
 from helpers.report.tidy import tidy
 
+AT_ONCE = 2  # notebooks that run at the same time, with one thread each
 DEFAULT = {"model": "embedded", "stories": "the project's stories"}
 
 
@@ -28,6 +33,10 @@ def execute(path: Path, timeout: int = 1800, done: Callable[[], object] = lambda
         WorkbookError: a cell refused what its user gave.
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
+    return asyncio.run(_execute(path, timeout, done))
+
+
+async def _execute(path: Path, timeout: int, done: Callable[[], object]) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(
@@ -37,7 +46,7 @@ def execute(path: Path, timeout: int = 1800, done: Callable[[], object] = lambda
     client.on_cell_executed = lambda **_: done()
     start = time.monotonic()
     try:
-        client.execute()
+        await client.async_execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
     except CellExecutionError as error:
         if error.ename == "WorkbookError":
             raise WorkbookError(f"{path.name}: {error.evalue}") from None
@@ -51,19 +60,48 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def execute_all(sources: list[Path], finished: Callable[[Path, nbformat.NotebookNode], object]) -> None:
-    """Execute notebooks one after another, saying which, and how long all that are left should take."""
-    stored = [nbformat.read(path, as_version=4) for path in sources]
-    expected = [notebook.metadata.get("seconds", 60) for notebook in stored]
-    start, planned = time.monotonic(), 0.0
-    for i, (path, notebook) in enumerate(zip(sources, stored, strict=True)):
-        pace = (time.monotonic() - start) / planned if planned else 1.0  # of this machine
-        left = duration(pace * sum(expected[i:]))
-        print(f"{i + 1} of {len(sources)}: {path.name}; about {left} to go", flush=True)
-        cells = sum(cell.cell_type == "code" for cell in notebook.cells)
-        with tqdm(total=cells, unit=" cells", leave=False, disable=None) as bar:
-            finished(path, execute(path, done=bar.update))
-        planned += expected[i]
+async def execute_all(
+    sources: list[Path], finished: Callable[[Path, nbformat.NotebookNode], object], kept: Path
+) -> None:
+    """Execute notebooks, AT_ONCE of them at a time, saying which are done and how long the others should take.
+
+    Until all are done, each stays in the folder `kept`, from which a run that was stopped goes on.
+    """
+    stored = {path: nbformat.read(path, as_version=4) for path in sources}
+    left = {path: notebook.metadata.get("seconds", 60) for path, notebook in stored.items()}
+    # nbclient would let Ctrl-C end the notebook that was started last; so it stops this function, which ends all
+    asyncio.get_running_loop().add_signal_handler = lambda *_: None
+    start, planned, free = time.monotonic(), sum(left.values()), asyncio.Semaphore(AT_ONCE)
+    cells = sum(cell.cell_type == "code" for notebook in stored.values() for cell in notebook.cells)
+
+    async def one(path: Path) -> None:
+        file = kept / f"{path.stem}-{_version(path)}.ipynb"
+        async with free:
+            if not file.exists():
+                write_text(file, nbformat.writes(await _execute(path, 1800, bar.update)))
+        finished(path, nbformat.read(file, as_version=4))
+        expected, spent = left.pop(path), time.monotonic() - start
+        pace = spent / (planned - sum(left.values())) if planned > expected else 1 / AT_ONCE  # of this machine
+        more = f"about {duration(pace * sum(left.values()))} to go" if left else f"in {duration(spent)}"
+        bar.write(f"{len(sources) - len(left)} of {len(sources)}: {path.name}; {more}")
+
+    print(f"{len(sources)} notebooks, {AT_ONCE} at a time: about {duration(planned / AT_ONCE)}", flush=True)
+    with tqdm(total=cells, unit=" cells", leave=False, disable=None) as bar:
+        tasks = [asyncio.ensure_future(one(path)) for path in sources]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # so that no kernel outlives this
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def _version(path: Path) -> str:
+    """What changes with a notebook's cells, with the helpers, and with the model and the stories of this run."""
+    facts = [repr(made_with()), *(cell.source for cell in nbformat.read(path, as_version=4).cells)]
+    facts += [file.read_text(encoding="utf-8") for file in sorted((ROOT / "helpers").rglob("*.py"))]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:12]
 
 
 def write_site(notebooks: dict[Path, nbformat.NotebookNode], out: Path) -> list[Path]:
@@ -101,7 +139,7 @@ def build(sources: list[Path], out: Path, run: bool = True, store: bool = False)
             write_text(path, nbformat.writes(notebook) + "\n")
 
     if run:
-        execute_all(sources, finished)
+        asyncio.run(execute_all(sources, finished, ROOT / "cache" / "executed"))
     if store:
         for readme in (ROOT / "README.md", EMBEDDED_MODEL / "README.md"):
             write_text(readme, refresh(readme.read_text(encoding="utf-8"), ROOT))
