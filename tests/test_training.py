@@ -106,6 +106,7 @@ def test_without_warm_up_or_decay_the_rate_stays(corpus, tmp_path):
         ({"decay_share": float("nan")}, "--decay-share nan is too small"),
         ({"vocabulary": 100}, "--vocabulary 100 is too small"),
         ({"heads": 3}, "--d-model 32 has to be a multiple of --heads 3"),
+        ({"device": "abacus"}, "--device abacus is not here: give cpu, or cuda"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_is_refused(wrong, told):

@@ -109,6 +109,7 @@ class Recipe:
     decay_share: float = 0.5
     seed: int = 0
     threads: int = 1
+    device: str = "cpu"
     bfloat16: bool = True
     vocabulary: int = 4096
     context: int = 512
@@ -132,6 +133,8 @@ class Recipe:
             if not low <= getattr(self, name):
                 flag = f"--{name.replace('_', '-')} {getattr(self, name)}"
                 raise WorkbookError(f"{flag} is too small: give at least {low}.")
+        if self.device != "cpu" and not (self.device == "cuda" and torch.cuda.is_available()):
+            raise WorkbookError(f"--device {self.device} is not here: give cpu, or cuda where torch finds a GPU.")
         if self.d_model % self.heads:
             raise WorkbookError(f"--d-model {self.d_model} has to be a multiple of --heads {self.heads}.")
 
@@ -147,7 +150,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, corpus: Corpus, identity: str):
         self.recipe, self.corpus, self.identity = recipe, corpus, identity
-        self.model = new_model(recipe).train()
+        self.model = new_model(recipe).to(recipe.device).train()
         named = dict(self.model.named_parameters())
         inner = [p for name, p in named.items() if ".h." in name and p.ndim == 2]
         outer = [p for name, p in named.items() if not (".h." in name and p.ndim == 2)]
@@ -163,7 +166,7 @@ class Run:
 
     def train_step(self, batch: list[int]) -> float:
         """One optimizer step on the stories of `batch`; returns its loss in nats per token."""
-        tokens, mask = pad([self.corpus[i] for i in batch])
+        tokens, mask = (part.to(self.recipe.device) for part in pad([self.corpus[i] for i in batch]))
         share = self.recipe.rate(self.step, self.seen)
         for optimizer, peak in zip(self.optimizers, (self.recipe.muon_rate, self.recipe.adam_rate), strict=True):
             optimizer.param_groups[0]["lr"] = peak * share
@@ -274,7 +277,8 @@ def trunk(model: GPTNeoForCausalLM, tokens: Int[Tensor, "story pos"]) -> Float[T
     """
     body, length = model.transformer, tokens.shape[1]
     residual = body.wte(tokens) + body.wpe.weight[:length]
-    back = torch.arange(length)[:, None] - torch.arange(length)
+    positions = torch.arange(length, device=tokens.device)
+    back = positions[:, None] - positions
     for block in body.h:
         attention = block.attn.attention
         normalised = block.ln_1(residual)
@@ -299,13 +303,14 @@ def backward(
 ) -> float:
     """Add the gradient of the mean next-token loss over the mask; returns that loss in nats.
 
-    The logits are made a thousand positions at a time, so the vocabulary-sized tensors stay small and in cache.
+    On a CPU the logits are made a thousand positions at a time: the vocabulary-sized tensors stay small and in cache.
     """
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         hidden = trunk(model, tokens)[:, :-1][mask]
     leaf, targets, total = hidden.detach().requires_grad_(), tokens[:, 1:][mask], 0.0
-    for part, target in zip(leaf.split(1024), targets.split(1024), strict=True):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+    chunk = 1024 if tokens.device.type == "cpu" else len(targets)
+    for part, target in zip(leaf.split(chunk), targets.split(chunk), strict=True):
+        with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = F.linear(part, model.transformer.wte.weight)
         loss = F.cross_entropy(logits.float(), target, reduction="sum") / len(targets)
         loss.backward()
@@ -317,9 +322,9 @@ def backward(
 @torch.inference_mode()
 def validation_loss(model: GPTNeoForCausalLM, corpus: Corpus) -> float:
     """Mean loss in nats per text token of whole stories (the closing `<|endoftext|>` is not counted)."""
-    total, count = 0.0, 0
+    total, count, device = 0.0, 0, model.transformer.wte.weight.device
     for i in range(len(corpus)):
-        story = corpus[i].long()
+        story = corpus[i].long().to(device)
         story = story[:-1] if story[-1] == story[0] else story
         logits = F.linear(trunk(model, story[None])[0, :-1], model.transformer.wte.weight)
         total += F.cross_entropy(logits, story[1:], reduction="sum").item()
