@@ -20,9 +20,8 @@ from helpers.core.sampling import sample
 from helpers.core.scan import scan, walk
 from helpers.core.stories import load_stories, stream_stories
 from helpers.core.words import family, tagged, words
-from helpers.features.card import card
-from helpers.figures.heads import circuit_graph, show_head
-from helpers.figures.neurons import show_neuron
+from helpers.features.card import card, show_head, show_neuron
+from helpers.figures.heads import circuit_graph
 from helpers.heads.find import find_heads, look
 from helpers.neurons.find import find_neurons, matched_sets
 from helpers.neurons.ledger import read_ledger, search

@@ -5,6 +5,7 @@ All times of a table are taken in one run, so their ratios mean something on any
 
 import argparse
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -15,12 +16,22 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from helpers.core.files import run_main, seconds
+from helpers.core.files import run_main
 from helpers.core.model import bridge, load_model
 from helpers.core.scan import walk
 from helpers.core.stories import Story, encode_story, load_stories
 from helpers.neurons.ablation import honest_effects, single_effects
 from helpers.neurons.statistics import collect
+
+
+def seconds(work: Callable[[], object], repeats: int = 2) -> float:
+    """The shortest wall-clock time of some runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def token_batches(model: TransformerBridge, stories: list[Story]) -> Iterator[Int[Tensor, "story pos"]]:

@@ -1,9 +1,4 @@
-"""Run the helpers of surgery on a model folder and print what they found as JSON; a process of its own for
-test_published_shape."""
-
-import json
-import resource
-import sys
+"""Run the helpers of surgery on the model in a folder; what came out, for run_published."""
 
 import torch
 
@@ -49,14 +44,8 @@ def main(folder: str) -> dict:
     alike = heads.common_attention(walk(model, stories[:1]), by_hand, lists.pattern)
     with heads.installed(model, queries, [0, 1]):
         live = scan(model, stories[:1]).losses
-    unit = 1 if sys.platform == "darwin" else 1024
     values = [loss, made.rows, strangers.rows, *tables, torch.tensor(size), alike, live, *cut.values()]
     return {
         "finite": all(bool(value.isfinite().all()) for value in values),
         "heads": len(alike),
-        "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))

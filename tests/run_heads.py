@@ -1,8 +1,4 @@
-"""Run the helpers of notebook 03 on the model in a folder; prints what came out, for test_published_shape."""
-
-import json
-import resource
-import sys
+"""Run the helpers of notebook 03 on the model in a folder; what came out, for run_published."""
 
 import torch
 
@@ -29,7 +25,6 @@ def main(folder: str) -> dict:
     losses = stream(held, simpler, torch.arange(len(held)) % 16 == 0)
     graph = path_graph(model, "Lily lost her doll. She looked for her")
     ranks = own_rank(model, 15, torch.arange(0, model.cfg.d_vocab, 200), mlp_passage(held))
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "finite": bool(torch.cat([found.score, ranks, *losses.values()]).isfinite().all()),
         "heads": len(found),
@@ -37,9 +32,4 @@ def main(folder: str) -> dict:
         "senders": len(senders(held, 5, least=1)),
         "eigenvalues": eigenvalue_copying(model, 15),
         "graph error": max(abs(sum(edges.values()) - graph.difference) for edges in graph.edges),
-        "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))

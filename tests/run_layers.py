@@ -1,8 +1,5 @@
-"""Run the helpers of notebook 07 on the model of two layers in a folder; prints what came out, for test_published_shape."""
+"""Run the helpers of notebook 07 on the model of two layers in a folder; what came out, for run_published."""
 
-import json
-import resource
-import sys
 from itertools import product
 
 import torch
@@ -29,7 +26,6 @@ def main(folder: str) -> dict:
     cut = torch.cat([batch.losses for batch in walk(upper, held[1].encoded, edits=edits)])
     matched = match_neurons(lower, upper, stories, turns=1)
     every = [*(part.score for part in found), cut, matched.excess, *(score for score, _ in scores.values())]
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "finite": all(bool(column.isfinite().all()) for column in every),
         "layers": model.cfg.n_layers,
@@ -38,9 +34,4 @@ def main(folder: str) -> dict:
         "lost": [estimate.mean for estimate in lost],
         "same losses": (held[0].losses - held[1].losses).abs().max().item(),
         "pairs": sum(score.numel() for score, _ in scores.values()),
-        "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))

@@ -1,8 +1,4 @@
-"""Run the neuron helpers on the model in a folder; prints what came out, for test_published_shape."""
-
-import json
-import resource
-import sys
+"""Run the neuron helpers on the model in a folder; what came out, for run_published."""
 
 from helpers import ablate, find_neurons, load_model, load_stories, matched_sets, scan, show_neuron, tagged
 from helpers.core.scan import walk
@@ -30,7 +26,6 @@ def main(folder: str) -> dict:
     sets = [part for alike in ("reading", "writing") for part in matched_sets(held, few, alike, count=2)]
     cost = ablate(held, few, where=verbs.comes_next, against=sets)
     ledger = build_ledger(held, stats, mean_effects(held))
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "error": (quick - honest).abs().max().item(),
         "ledger": list(ledger.shape),
@@ -42,9 +37,4 @@ def main(folder: str) -> dict:
         "rules": len(found),
         "controls": cost.against.tried,
         "card": repr(show_neuron(held, 7)),
-        "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))

@@ -1,8 +1,4 @@
-"""Run the helpers of notebook 04 on the model in a folder; prints what came out, for test_published_shape."""
-
-import json
-import resource
-import sys
+"""Run the helpers of notebook 04 on the model in a folder; what came out, for run_published."""
 
 import torch
 
@@ -40,7 +36,6 @@ def main(folder: str) -> dict:
         kinds, rule_kinds.CLASSWISE, explore, kinds.where(explore)[rule_kinds.CLASSWISE], most=20
     )
     finite = [score, grafted.classes, grafted.themes, rival.resid_post, added]
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "finite": all(bool(part.isfinite().all()) for part in finite),
         "sum": (inputs.answer() - ends.resid_post).abs().max().item(),
@@ -48,9 +43,4 @@ def main(folder: str) -> dict:
         "hits": list(exchanged.shape),
         "kinds": len(kinds.effects),
         "own": tested is None or tested.pair.value.mean,
-        "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))

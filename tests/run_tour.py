@@ -1,8 +1,4 @@
-"""Run all measurements of the model tour on the model in a folder; prints what came out, for test_published_shape."""
-
-import json
-import resource
-import sys
+"""Run all measurements of the model tour on the model in a folder; what came out, for run_published."""
 
 import torch
 
@@ -55,7 +51,6 @@ def main(folder: str) -> dict:
     found, story = {name: torch.cat(columns) for name, columns in found.items()}, torch.cat(stories)
     attention = estimate(found["attention"], story)
     pieces, surprise = token_surprise(model, STORIES[1].text)
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "shape": [cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_mlp, cfg.d_vocab, cfg.n_ctx],
         "columns": {name: column.mean().item() for name, column in found.items()},
@@ -64,9 +59,4 @@ def main(folder: str) -> dict:
         "surprise": surprise.tolist(),
         "pieces": pieces,
         "sampled": len(model.tokenizer(sample(model, tokens=5)[0])["input_ids"]),
-        "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))

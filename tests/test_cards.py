@@ -9,7 +9,7 @@ from helpers import WorkbookError, circuit_graph, scan
 from helpers.core.card import Card
 from helpers.core.parts import Parts, costs, heads, neurons
 from helpers.core.scan import run_streams
-from helpers.features.card import activity, card, feeders
+from helpers.features.card import activity, card, feeders, show_head, show_neuron
 from helpers.features.dictionary import load_dictionary, normalised
 from helpers.features.graph import feature_graph, feature_table
 from helpers.features.names import feature_names
@@ -128,5 +128,8 @@ def test_a_part_that_is_not_there_is_refused_and_one_that_never_fires_has_a_card
     for part in ("feature 999999", "neuron x", "layer 1", "head 8"):
         with pytest.raises(WorkbookError, match="No part"):
             card(explore, part)
+    with pytest.raises(WorkbookError, match="No part 'neuron 1024'"):
+        show_neuron(explore, 1024)
+    assert show_head(explore, 2).part == "head 2"
     quiet = int((dictionary.activations(explore) > 0).sum(0).argmin())
     assert json.dumps(card(explore.at(torch.arange(40)), f"feature {quiet}").record()).count("NaN") == 0

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from helpers import WorkbookError, find_neurons, matched_sets, show_neuron, steer, tagged, words
+from helpers import WorkbookError, find_neurons, matched_sets, steer, tagged, words
 from helpers.core.contexts import contexts, family_tokens, state_names, token_classes, word_code
 from helpers.core.parts import Parts, heads
 from helpers.core.scan import scan
 from helpers.core.stories import Story, Word, encode_story
-from helpers.features.card import examples
 from helpers.neurons.find import nearest_sets, read_effects, write_effects
 from helpers.neurons.steering import word_rate
 from helpers.neurons.writes import class_support, logit_writes, top_words
@@ -153,22 +152,6 @@ def test_the_class_that_a_write_supports_is_the_one_whose_words_it_raises(model,
     write, own, known = logit_writes(model, torch.tensor([j]))[0], classes == best[j], classes >= 0
     expected = (write[own].mean() - write[known & ~own].mean()) / write[known].std()
     assert support[j].item() == pytest.approx(expected.item(), abs=1e-3) and support[j] > 0.8
-
-
-def test_a_card_says_where_a_neuron_fires_what_it_writes_and_what_needs_it(held, verbs):
-    j = verbs[0]
-    card = repr(show_neuron(held, j))
-    up, down = top_words(held, j)
-    assert f"raises: {' '.join(up)}\npushes down: {' '.join(down)}" in card
-    assert card.startswith(f"Neuron {j} ") and "lost without it" in card
-    shown = examples(held, held.activations[:, j], strongest=5, drawn=2, seed=j)
-    values = [around[at] for _, around, at in shown]
-    assert f"{values[0]:.1f}" == f"{held.activations[:, j].max():.1f}" and f"{values[0]:6.1f}  " in card
-    assert values[:5] == sorted(values[:5], reverse=True) and min(values) < 0.3 * max(values)
-    texts = "|".join(encoded.story.text for encoded in held.encoded).replace("\n", "⏎")
-    assert all("".join(tokens).removeprefix("<|endoftext|>") in texts for tokens, *_ in shown)
-    with pytest.raises(WorkbookError, match="No neuron 1024"):
-        show_neuron(held, 1024)
 
 
 def test_pushed_texts_stand_beside_the_same_texts_without_the_push(model, held, verbs):

@@ -1,14 +1,13 @@
-"""What heads write, pieces of story and the card of a head, circuit graphs."""
+"""What heads write, pieces of story, circuit graphs."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from helpers import WorkbookError, circuit_graph, scan, show_head
+from helpers import WorkbookError, circuit_graph, scan
 from helpers.figures.heads import circuit, story_pieces
 from helpers.heads import copying, pieces
-from helpers.heads.card import head_card
 from helpers.heads.changes import hear
 from helpers.heads.circuit_graph import DIRECT, OTHERS, path_graph
 
@@ -70,24 +69,16 @@ def test_a_piece_says_what_the_model_says_with_and_without(model, held):
     assert found.without == pytest.approx(found.chance, abs=1e-4)
     assert "".join(found.tokens) == model.tokenizer.decode(batch.encoded[0].tokens[1 : int(held.pos[i]) + 1])
     assert found.word == model.tokenizer.decode([int(held.target[i])])
+    drawn = story_pieces([found], "A piece", "attention")
+    assert any(text.get_text() == f"→ {found.word.strip()}" for text in drawn.axes[0].texts) and "A piece" in repr(
+        drawn
+    )
 
 
 def test_best_places_are_of_different_stories_and_words(held):
     found = pieces.best_places(held, held.losses)
     assert len(found) == 3 == len({int(held.story[i]) for i in found}) == len({int(held.target[i]) for i in found})
     assert (held.pos[found] < pieces.LONGEST).all()
-
-
-def test_the_card_of_the_names_head_tells_of_names(held):
-    card = head_card(held, 3)
-    assert card.looks["class"].loc["PROPN", "head 3"] > 2 * card.looks["class"].loc["PROPN", "even"]
-    assert any(word in up for word, up, _ in card.words)  # it raises the word that it looks at
-    assert len(card.pieces) == 3 and all(piece.chance > piece.without for piece in card.pieces)
-    drawn = " ".join(text.get_text() for part in show_head(held, 3).subfigs for text in part.axes[0].texts)
-    assert card.words[0][0] in drawn and f"→ {card.pieces[0].word.strip()}" in drawn
-    with pytest.raises(WorkbookError, match="0 to 7"):
-        show_head(held, 8)
-    assert "brings" in repr(story_pieces(card.pieces, "It brings names", "attention"))
 
 
 PROMPT = "Lily lost her doll. She looked for her"

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import dataclasses
+import functools
 import io
 import os
 import re
@@ -113,6 +114,7 @@ def tab():
         yield page
 
 
+@functools.cache  # whole notebooks take a second
 def soup(path: Path) -> BeautifulSoup:
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
@@ -325,12 +327,18 @@ def test_pictures_are_described_by_their_titles_or_their_sections(trial):
     assert alts == ["The loss falls", "Figure in “A *story*”"]
 
 
+@functools.cache
+def anchors(site: Path) -> dict[str, set[str]]:
+    """The ids of every page of a site."""
+    return {path.name: {tag["id"] for tag in soup(path).select("[id]")} for path in site.glob("*.html")}
+
+
 @pytest.mark.parametrize("name", STORED)
 def test_every_picture_of_a_stored_page_is_described_and_every_link_leads_somewhere(stored, name):
     page = soup(stored / f"{name}.html")
     assert [str(image)[-200:] for image in page.select("img") if not image.get("alt")] == []
     assert len({tag["id"] for tag in page.select("[id]")}) == len(page.select("[id]"))
-    ids = {path.name: {tag["id"] for tag in soup(path).select("[id]")} for path in stored.glob("*.html")}
+    ids = anchors(stored)
     for link in page.select("a[href]"):
         target, _, anchor = link["href"].partition("#")
         if not re.match(r"\w+:", target):
@@ -358,19 +366,23 @@ def test_the_front_page_of_another_model_shows_nothing_of_the_embedded_one(tmp_p
     assert "make report" in text
 
 
-@pytest.mark.parametrize("setting", ["TINYSTORIES_MODEL", "TINYSTORIES_STORIES", "TINYSTORIES_COUNT"])
-@pytest.mark.parametrize("way", ["--store", "--stored"])
-def test_what_is_stored_is_the_embedded_models_on_the_projects_stories(setting, way):
-    command = [sys.executable, "-m", "helpers.report", way]
-    given = {"TINYSTORIES_MODEL": "random:embedded", "TINYSTORIES_STORIES": "x.jsonl", "TINYSTORIES_COUNT": "3"}
+@pytest.mark.parametrize("way", [{"store": True}, {"run": False}])
+@pytest.mark.parametrize("name, value", [("MODEL", "random:embedded"), ("STORIES", "x.jsonl"), ("COUNT", "3")])
+def test_what_is_stored_is_the_embedded_models_on_the_projects_stories(name, value, way, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"TINYSTORIES_{name}", value)
+    with pytest.raises(WorkbookError, match="Stored outputs are those of the embedded model"):
+        pages.build(NOTEBOOKS[:1], tmp_path, **way)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_command_refuses_in_one_line():
+    command = [sys.executable, "-m", "helpers.report", "--stored"]
     done = subprocess.run(
-        command, env=os.environ | {setting: given[setting]}, capture_output=True, text=True, cwd=ROOT
+        command, env=os.environ | {"TINYSTORIES_COUNT": "3"}, capture_output=True, text=True, cwd=ROOT
     )
-    assert done.returncode == 2 and done.stdout == ""
-    assert (
-        done.stderr.startswith("error: Stored outputs are those of the embedded model")
-        and done.stderr.count("\n") == 1
-    )
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("error: Stored outputs are those")
+    assert done.stderr.count("\n") == 1
 
 
 def written(folder: Path, *sources: str, name: str = "07_own") -> Path:

@@ -51,11 +51,6 @@ def ngram_losses(encoded: EncodedStory, path: Path = NGRAM_LOSSES) -> Float[Tens
     return losses if torch.equal(spans, target) else torch.stack([respread(row, spans, target) for row in losses])
 
 
-def has_ngram_losses(text: str, path: Path = NGRAM_LOSSES) -> bool:
-    """Whether a text's n-gram losses are stored."""
-    return story_key(text) in _stored(path)
-
-
 def check_stories(stories: list[Story]) -> list[Story]:
     """The stories, if a model can be compared with tables on them.
 
@@ -66,7 +61,7 @@ def check_stories(stories: list[Story]) -> list[Story]:
         raise WorkbookError("No story is left in this half: give more stories, or unset TINYSTORIES_STORIES.")
     for story in stories:
         check_tagged(story)
-    if not all(has_ngram_losses(story.text) for story in stories):
+    if not all(story_key(story.text) in _stored(NGRAM_LOSSES) for story in stories):
         raise WorkbookError(
             "The stories have no stored n-gram losses, which this notebook compares with: unset TINYSTORIES_STORIES, "
             "or count the n-grams and store the losses of your stories with helpers.build.ngrams."

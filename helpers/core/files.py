@@ -9,23 +9,12 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]  # the checkout
 DATA = ROOT / "helpers" / "data"  # models, stories, word lists
 FILE_NAME = re.compile(r"\.(jsonl?|csv|parquet|te?xt)(\.gz)?$", re.IGNORECASE)  # names that are files of stories
-
-
-def seconds(work: Callable[[], object], repeats: int = 2) -> float:
-    """The shortest wall-clock time of some runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 class WorkbookError(ValueError):

@@ -51,10 +51,20 @@ def card(scan: Scan, part: str | Parts, test: Scan | None = None) -> Card:
     return cards(scan, part, test)[0]
 
 
+def show_neuron(scan: Scan, number: int) -> Card:
+    """The card of one neuron: `show_neuron(explore, 12)`."""
+    return card(scan, f"neuron {number}")
+
+
+def show_head(scan: Scan, number: int) -> Card:
+    """The card of one head: `show_head(explore, 3)`."""
+    return card(scan, f"head {number}")
+
+
 @torch.inference_mode()
 def cards(scan: Scan, parts: Parts, test: Scan | None = None, rules: Sequence[Rule] | None = None) -> list[Card]:
     """The cards of some parts of one kind; `rules`: theirs, if they are known (found on `scan`)."""
-    test, model = test or scan, scan.model
+    told, test, model = "unseen" if test else "these", test or scan, scan.model
     own, unseen = activity(scan, parts), activity(test, parts)
     least = torch.zeros(len(parts)) if parts.kind == "feature" else own.mean(0) + 2 * own.std(0)
     loud, heard, decode = own > least, unseen > least, decoder(model.tokenizer)
@@ -77,7 +87,7 @@ def cards(scan: Scan, parts: Parts, test: Scan | None = None, rules: Sequence[Ru
         pair, rest = loses(test, parts, k, heard[:, k])
         total = held.fires * pair.value.mean + (1 - held.fires) * rest.mean if heard[:, k].any() else 0.0
         disagree = "" if held.named else (
-            f"{'Name and rule do not agree' if number in names else 'The rule does not hold'} on unseen stories: "
+            f"{'Name and rule do not agree' if number in names else 'The rule does not hold'} on {told} stories: "
             f"{held.precision:.0%} of the rule's places fire, and it finds {held.recall:.0%} of those that do."
         )  # fmt: skip
         sides = (

@@ -255,4 +255,4 @@ def score(
 def find_rules(variables: Variables, loud: Bool[Tensor, "n part"], progress: str = "rules") -> list[Rule]:
     """The shortest rule of every part, from where it fires on explore."""
     columns = loud.T.contiguous().numpy()
-    return [shortest_rule(variables, column) for column in tqdm(columns, desc=progress)]
+    return [shortest_rule(variables, column) for column in tqdm(columns, desc=progress, disable=len(columns) < 8)]

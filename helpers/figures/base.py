@@ -1,6 +1,7 @@
 """What all static figures share, and the plain kinds of them. Every function draws from plain values and returns the
 figure; none computes a result."""
 
+import functools
 import io
 import textwrap
 from pathlib import Path
@@ -181,6 +182,7 @@ def coloured_text(
     return figure
 
 
+@functools.cache
 def _inches(text: str) -> float:
     """How wide a text is at 12 points, its blanks counted."""
     outline = TextPath((0, 0), text.replace(" ", "r") + "|", size=12, prop=FontProperties(family="serif"))

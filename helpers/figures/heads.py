@@ -1,22 +1,18 @@
-"""Figures of attention heads: pieces of story, the card of one head, circuit graphs."""
+"""Figures of attention heads: pieces of story, circuit graphs."""
 
 import textwrap
 from typing import Literal
 
 import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.core.scan import Scan
 from helpers.features.dictionary import load_dictionary
 from helpers.features.graph import feature_graph
-from helpers.figures.base import COLOURS, PLAIN, STYLE, WIDTH, Titled, entitle, head_colour, label, new_axes
-from helpers.heads.card import head_card
+from helpers.figures.base import COLOURS, PLAIN, WIDTH, entitle, head_colour, label, new_axes
 from helpers.heads.circuit_graph import OTHERS, Graph, path_graph
 from helpers.heads.pieces import Piece
 
@@ -29,19 +25,7 @@ def story_pieces(
     pieces: list[Piece], title: str, unit: str, without: str = "without it", colour: str | None = None
 ) -> Figure:
     """Pieces of story, words coloured by a value (red for, blue against, or one colour), and what is said with and `without`."""
-    figure, (axis,) = new_axes(WIDTH, _height(pieces) + 0.6)
-    draw_pieces(axis, pieces, without, colour)
-    axis.set_title(f"{title}\n(colour: {unit})", loc="left", **PLAIN)
-    return figure
-
-
-def _height(pieces: list[Piece]) -> float:
-    """Inches that pieces take."""
-    return 0.22 * sum(len(_lines(piece)) + 1.6 for piece in pieces)
-
-
-def draw_pieces(axis: Axes, pieces: list[Piece], without: str, colour: str | None = None) -> None:
-    """Draw pieces below one another."""
+    figure, (axis,) = new_axes(WIDTH, 0.22 * sum(len(_lines(piece)) + 1.6 for piece in pieces) + 0.6)
     ends = ["white", "white", colour] if colour else ["#2166ac", "white", "#b2182b"]
     shades = LinearSegmentedColormap.from_list("", ends)
     style, y = {"fontsize": 9, "va": "center", "in_layout": False, **PLAIN}, 0.0
@@ -66,6 +50,8 @@ def draw_pieces(axis: Axes, pieces: list[Piece], without: str, colour: str | Non
         y += 1.6
     axis.set(xlim=(0, LETTERS), ylim=(y - 0.6, -0.7))
     axis.axis("off")
+    axis.set_title(f"{title}\n(colour: {unit})", loc="left", **PLAIN)
+    return figure
 
 
 def _lines(piece: Piece) -> list[list[tuple[str, float]]]:
@@ -76,40 +62,6 @@ def _lines(piece: Piece) -> list[list[tuple[str, float]]]:
             lines.append([])
         lines[-1].append((token.replace("\n", "⏎"), value))
     return lines
-
-
-def show_head(scan: Scan, head: int) -> Figure:
-    """The card of one head: where it looks, what that raises and lowers, and where it is missed most.
-
-        show_head(explore, 3)
-
-    Raises:
-        WorkbookError: there is no such head.
-    """
-    card = head_card(scan, head)
-    rows = [f"at {w}:  raises {'  '.join(up)};  lowers {'  '.join(down)}" for w, up, down in card.words]
-    heights = [2.7, 1.5, _height(card.pieces) + 0.4]
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(WIDTH, sum(heights) + 0.3), FigureClass=Titled)
-        parts = figure.subfigures(3, 1, height_ratios=heights)
-        axes, notes, text = parts[0].subplots(1, 2), parts[1].subplots(), parts[2].subplots()
-    plt.close(figure)
-    for axis, (name, found) in zip(axes, card.looks.items(), strict=True):
-        places = np.arange(len(found))
-        axis.barh(places - 0.2, found[f"head {head}"], 0.38, color=head_colour(head), label="this head")
-        axis.barh(places + 0.2, found["even"], 0.38, color=COLOURS["baseline"], label="if it looked at all alike")
-        axis.set_yticks(places, found.index, fontsize=8)
-        axis.invert_yaxis()
-        axis.set_title(f"Where it looks, by {name}", loc="left", fontsize=10)
-        axis.set_xlabel("share of attention", fontsize=9)
-    axes[0].legend(frameon=False, fontsize=8)
-    notes.text(0, 0.95, "\n".join(rows), fontsize=9, va="top", linespacing=1.5, **PLAIN)
-    notes.axis("off")
-    notes.set_title("Words that it looks at far more than at others, and what this raises and lowers", loc="left")
-    draw_pieces(text, card.pieces, "without this head", head_colour(head))
-    text.set_title("Where it is missed most (colour: its attention)", loc="left")
-    figure.suptitle(f"Head {head}: without it a token costs {card.cost:.2f} nats more", x=0.01, ha="left")
-    return figure
 
 
 def circuit_graph(

@@ -84,12 +84,3 @@ def own_rank(
         mine = logits.gather(1, own[:, None])
         ranks.append((logits > mine).sum(1) + ((logits == mine).sum(1) - 1) / 2)
     return torch.cat(ranks)
-
-
-def head_words(
-    model: TransformerBridge, head: int, token: int, onward: Float[Tensor, "d_model d_model"], top: int = 5
-) -> tuple[list[int], list[int]]:
-    """The tokens that a head raises and lowers most when it looks at a token, against its mean write, by way of the MLP too."""
-    write = token_writes(model, head, torch.tensor([token]))[0] - token_writes(model, head).mean(0)
-    logits = (write @ onward) @ model.W_U
-    return logits.topk(top).indices.tolist(), logits.topk(top, largest=False).indices.tolist()

@@ -73,39 +73,28 @@ def look(
     Raises:
         WorkbookError: no such head, state or grouping.
     """
-    return looks(scan, [head] if isinstance(head, int) else list(head), where, [by], most)[0]
-
-
-def looks(
-    scan: Scan, heads: list[int], where: Where | str, groupings: list[str | dict[str, Words]], most: int = 12
-) -> list[pd.DataFrame]:
-    """`look` by several groupings in one walk."""
+    heads = [head] if isinstance(head, int) else list(head)
     if wrong := [h for h in heads if not 0 <= h < scan.model.cfg.n_heads]:
         raise WorkbookError(f"No head {wrong[0]}: the model's heads are 0 to {scan.model.cfg.n_heads - 1}.")
-    grouped = [_groups(scan.whole or scan, by) for by in groupings]
-    sums = [torch.zeros(len(heads) + 1, len(names)) for _, names in grouped]
+    group, names = _groups(scan.whole or scan, by)
+    total = torch.zeros(len(heads) + 1, len(names))
     for batch, start in placed(scan, _state(where) if isinstance(where, str) else where):
         pattern, full = batch.streams.pattern, batch.whole
         before = torch.arange(pattern.shape[-1]) <= batch.pos[:, None]
         weights = [pattern[batch.row, h, batch.pos][before] for h in heads]
         weights.append((before / (batch.pos[:, None] + 1))[before])
-        for by, (group, names), total in zip(groupings, grouped, sums, strict=True):
-            if by == "distance":
-                back = (batch.pos[:, None] - torch.arange(before.shape[1]))[before]
-                number = torch.bucketize(back, torch.tensor(DISTANCES), right=True) - 1
-            else:
-                keys = torch.zeros(len(pattern), pattern.shape[-1], dtype=torch.long)
-                keys[full.row, full.pos] = group[start : start + len(full)]
-                number = keys[batch.row][before]
-            total += torch.stack([torch.bincount(number, weight, len(names)) for weight in weights])
+        if by == "distance":
+            back = (batch.pos[:, None] - torch.arange(before.shape[1]))[before]
+            number = torch.bucketize(back, torch.tensor(DISTANCES), right=True) - 1
+        else:
+            keys = torch.zeros(len(pattern), pattern.shape[-1], dtype=torch.long)
+            keys[full.row, full.pos] = group[start : start + len(full)]
+            number = keys[batch.row][before]
+        total += torch.stack([torch.bincount(number, weight, len(names)) for weight in weights])
     columns = [*(f"head {h}" for h in heads), "even"]
-    shares = [(total / total.sum(1, keepdim=True)).T.tolist() for total in sums]
-    found = [pd.DataFrame(s, names, columns) for s, (_, names) in zip(shares, grouped, strict=True)]
-    found = [table[table["even"] > 0] for table in found]
-    return [
-        table if by == "distance" else table.sort_values(columns[0], ascending=False)[:most]
-        for by, table in zip(groupings, found, strict=True)
-    ]
+    table = pd.DataFrame((total / total.sum(1, keepdim=True)).T.tolist(), names, columns)
+    table = table[table["even"] > 0]
+    return table if by == "distance" else table.sort_values(columns[0], ascending=False)[:most]
 
 
 def _state(name: str) -> Callable[[Scan], Bool[Tensor, " n"]]:

@@ -57,11 +57,6 @@ def causal_softmax(scores: Float[Tensor, "*n query key"]) -> Float[Tensor, "*n q
     return scores.masked_fill(later, float("-inf")).softmax(-1)
 
 
-def even_attention(pattern: Float[Tensor, "story head query key"]) -> Float[Tensor, "story head query key"]:
-    """The pattern that knows nothing: equal attention to all positions so far."""
-    return causal_softmax(torch.zeros_like(pattern))
-
-
 def simpler_patterns(
     batch: Scan, mean_token: Float[Tensor, " d_model"], generator: torch.Generator
 ) -> dict[str, Float[Tensor, "story head query key"]]:
@@ -69,7 +64,7 @@ def simpler_patterns(
 
     The last but one has the story's own words at other places of it (dealt anew): what words at all would add.
     """
-    model, true = batch.model, batch.streams.pattern
+    model = batch.model
     token, position = token_and_position(model, batch.streams)
     dealt = token.clone()
     for row, encoded in enumerate(batch.encoded):
@@ -79,7 +74,7 @@ def simpler_patterns(
     distance = parts["position–position"]
     elsewhere = score_parts(model, (dealt, position), mean_token)["token–token"]
     return {
-        "every word alike": even_attention(true),
+        "every word alike": causal_softmax(torch.zeros_like(batch.streams.pattern)),
         "how far back": causal_softmax(distance),
         "how far back, the words dealt anew": causal_softmax(distance + elsewhere),
         "how far back, and which words meet": causal_softmax(distance + parts["token–token"]),

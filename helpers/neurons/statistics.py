@@ -22,11 +22,6 @@ from helpers.core.paths import POSITION_EDGES, POSITIONS
 from helpers.core.scan import Scan, walk
 from helpers.core.stories import CLASSES, Story
 
-EDGES = [-1.0, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0]  # intervals of a neuron's activation; the last is open
-STRONGEST = 8  # examples kept of each neuron's largest activations
-SAMPLED = 2  # examples kept of each interval of each neuron's range
-SAMPLING = 8  # one position in this many is a candidate for those
-CONTEXT = 12  # tokens of context kept with an example, half of them before its token
 GROUPINGS = ("current token", "previous token", "part of speech", "position", "theme")
 
 
@@ -81,35 +76,8 @@ class Grouping:
         return 1 - (1 - share) * (total - 1) / (total - kept.sum()).clamp(min=1)
 
 
-class Examples:
-    """For every neuron the few positions of lowest key, with its activation and the tokens around it."""
-
-    def __init__(self, kept: int, neurons: int):
-        self.key = torch.full((kept, neurons), torch.inf)
-        self.value = torch.zeros(kept, neurons)
-        self.context = torch.zeros(kept, neurons, CONTEXT, dtype=torch.int32)
-
-    def add(
-        self,
-        key: Float[Tensor, "k neuron"],
-        value: Float[Tensor, "k neuron"],
-        context: Int[Tensor, "k neuron context"],
-    ) -> None:
-        """Add candidates; of equal keys the first stay."""
-        key, order = torch.cat([self.key, key]).sort(dim=0, stable=True)
-        order = order[: len(self.key)]
-        self.key = key[: len(self.key)]
-        self.value = torch.cat([self.value, value]).gather(0, order)
-        self.context = torch.cat([self.context, context]).gather(0, order[..., None].expand(-1, -1, CONTEXT))
-
-    def merge(self, other: "Examples") -> None:
-        """Add another part of the corpus's."""
-        self.add(other.key, other.value, other.context)
-
-
 class NeuronStats:
-    """Moments, groupings and examples of every neuron: the strongest, and some from each interval of its range, since
-    the strongest alone would flatter it."""
+    """Moments and groupings of every neuron."""
 
     def __init__(self, neurons: int):
         self.count = 0
@@ -117,8 +85,6 @@ class NeuronStats:
         self.above = torch.zeros(neurons, dtype=torch.double)
         self.size = torch.zeros(neurons, dtype=torch.double)  # sum of absolute activations
         self.groupings = {name: Grouping() for name in GROUPINGS}
-        self.strongest = Examples(STRONGEST, neurons)
-        self.sampled = [Examples(SAMPLED, neurons) for _ in EDGES]
 
     def add(self, batch: Scan) -> None:
         """Add the positions of a batch, or of a held scan."""
@@ -133,17 +99,6 @@ class NeuronStats:
         for name, group in _groups(batch).items():
             if (group >= 0).any():
                 self.groupings[name].add(group[group >= 0], a if (group >= 0).all() else a[group >= 0])
-        contexts = example_contexts(batch)
-        value, place = a.topk(min(STRONGEST, len(a)), dim=0)
-        self.strongest.add(-value, value, contexts[place])
-        keys = torch.cat([_priorities(story.story.text, len(story.tokens) - 1) for story in batch.encoded])
-        some = (keys < 1 / SAMPLING).nonzero()[:, 0]
-        values, keys = a[some], keys[some]
-        interval = torch.bucketize(values, torch.tensor(EDGES), right=True).sub_(1).clamp_(min=0)
-        for i, examples in enumerate(self.sampled):
-            masked = torch.where(interval == i, keys[:, None], torch.inf)
-            best, place = masked.topk(min(SAMPLED, len(some)), dim=0, largest=False)
-            examples.add(best, values.gather(0, place), contexts[some][place])
 
     def merge(self, other: "NeuronStats") -> None:
         """Add the statistics of another part of the corpus."""
@@ -151,14 +106,10 @@ class NeuronStats:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, grouping in self.groupings.items():
             grouping.merge(other.groupings[name])
-        for mine, theirs in zip([self.strongest, *self.sampled], [other.strongest, *other.sampled], strict=True):
-            mine.merge(theirs)
 
     def save(self, path: str | Path, about: dict) -> Path:
         """Write the statistics as safetensors, atomically, with what they are of (plain data)."""
         found = {"powers": self.powers, "above": self.above, "size": self.size}
-        for name, examples in {"strongest": self.strongest, **dict(enumerate(self.sampled))}.items():
-            found |= {f"{name} {column}": values for column, values in vars(examples).items()}
         for name, group in self.groupings.items():
             if group.sums is not None:
                 found |= {f"{name} rows": torch.tensor(list(group.rows)), f"{name} counts": group.counts}
@@ -181,9 +132,6 @@ class NeuronStats:
             stats = cls(found["powers"].shape[1])
             stats.count, stats.powers = about["positions"], found["powers"]
             stats.above, stats.size = found["above"], found["size"]
-            for name, examples in {"strongest": stats.strongest, **dict(enumerate(stats.sampled))}.items():
-                for column in vars(examples):
-                    setattr(examples, column, found[f"{name} {column}"])
             for name in (name for name in GROUPINGS if f"{name} sums" in found):
                 rows = {group: i for i, group in enumerate(found[f"{name} rows"].tolist())}
                 stats.groupings[name] = Grouping(rows, found[f"{name} counts"], found[f"{name} sums"])
@@ -225,20 +173,6 @@ def _groups(batch: Scan) -> dict[str, Int[Tensor, " n"]]:
 def _code(text: str) -> int:
     """A number that stands for a text, the same in every run; -1 for none."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) if text else -1
-
-
-def example_contexts(batch: Scan) -> Int[Tensor, "n context"]:
-    """Token ids around each position: the six before, the token itself, the five after (-1 outside the story)."""
-    before, after = CONTEXT // 2, CONTEXT - CONTEXT // 2 - 1
-    padded = [torch.nn.functional.pad(story.tokens, (before, after), value=-1) for story in batch.encoded]
-    return torch.cat(
-        [p.unfold(0, CONTEXT, 1)[: len(s.tokens) - 1] for p, s in zip(padded, batch.encoded, strict=True)]
-    ).int()
-
-
-def _priorities(text: str, count: int) -> Float[Tensor, " count"]:
-    """A fixed random number for every position of a text, the same in whatever order stories are read."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(_code(text)))
 
 
 def collect(model: TransformerBridge, stories: Iterable[Story], positions: int = 8192) -> NeuronStats:

@@ -23,7 +23,8 @@ class Steered:
     def __repr__(self) -> str:
         sides = {"as it is": self.plain, f"{self.parts!r}, pushed by {self.dose:g}": self.pushed}
         return "\n".join(
-            f"{name}\n" + "\n".join(f"  - {_line(text)}" for text in texts) for name, texts in sides.items()
+            f"{name}\n" + "\n".join("  - " + " ".join(text.split()) for text in texts)
+            for name, texts in sides.items()
         )
 
     def rates(self, words: Words | str) -> tuple[float, float]:
@@ -61,7 +62,3 @@ def word_rate(texts: list[str], words: set[str] | frozenset[str]) -> float:
     """How many of a thousand words (letters and apostrophes, lower case) are among `words`."""
     found = [word for text in texts for word in re.findall(r"[a-z']+", text.lower())]
     return 1000 * sum(word in words for word in found) / max(1, len(found))
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

@@ -129,7 +129,8 @@ function filters(list) {
   };
   const bar = make("p", { className: "filters" }, text, ...selects, ...(list.dataset.sorts ? [sorts] : []), count);
   bar.addEventListener("input", show);
-  const top = list.closest(".scroll") ?? list;
+  const heading = list.previousElementSibling;
+  const top = list.closest(".scroll") ?? (heading?.matches("h2") ? heading : list);
   top.before(bar);
   if (!list.tBodies) bar.after(...summaries);
   show();

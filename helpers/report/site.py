@@ -158,8 +158,9 @@ def readme_body(text: str, root: Path) -> str:
 
 def findings_body(rows: list[dict]) -> str:
     """All findings, to be filtered."""
-    meanings = "; ".join(f"{_verdict(name)} if {meaning}" for name, meaning in VERDICTS.items())
-    lead = f"What was measured, beside the strongest fair control; the difference of the two decides: {meanings}."
+    lead = (
+        f"What was measured, beside the strongest fair control; the difference of the two decides: {_meanings()}."
+    )
     listed = []
     for row in rows:
         page = f'<a href="{text_of(row["file"])}.html">{text_of(row["notebook"])}</a>'
@@ -174,14 +175,17 @@ def library_body(library: Library) -> str:
     """What the model knows, a group at a time, and then every entry, its card folded, the one that matters most first."""
     lead = (
         "What the model knows: which part does it, what it fires on, what it raises and lowers. Ask in words (“he or she”, "
-        "“inside quotes”, “animals”), or for a part (“head 5”). Open an entry to see its card."
+        "“inside quotes”, “animals”), or for a part (“head 5”). Open an entry to see its card. A feature is a part of what "
+        "the neurons do together (notebook 06); its name says when it fires: what it raises; not what it lowers. A nat "
+        f"lost makes a word 2.7 times less likely. How sure is it that the part is needed? {_meanings()}."
     )
     rows = sorted((entry.record() for entry in library.entries.values()), key=lambda row: -(row["matters"] or -1))
     told = []
     for group, about in GROUPS.items():
         summed, count = library.groups.get(group, {}), sum(row["group"] == group for row in rows)
-        lost = f"; without its features a token costs {summed['cost']:.2f} nats more, " if summed else ""
-        lost += f"{summed['share']:.1%} of what the MLP saves" if summed else ""
+        lost = "; without its features the model loses hardly anything" if summed else ""
+        if summed and summed["cost"] >= 0.005:
+            lost = f"; without its features a token costs {summed['cost']:.2f} nats more, {summed['share']:.1%} of what the MLP saves"
         told.append(
             f'<section data-summary="{group}"><h2>{group.capitalize()}</h2><p><small>{about}; {count} entries{lost}'
             f"</small></p><p>{text_of(summed.get('summary', ''))}</p></section>"
@@ -189,7 +193,9 @@ def library_body(library: Library) -> str:
     listed = "".join(_entry(i, row) for i, row in enumerate(rows)) or "<p>None yet.</p>"
     facts = 'data-filters="group kind sure notebook" data-sorts="matters sentence part sure"' if rows else ""
     shown = "".join(told) if library.groups else ""
-    return f'<h1>The library</h1><p>{lead}</p><div class="entries" {facts}>{listed}</div>{shown}'
+    return (
+        f'<h1>The library</h1><p>{lead}</p>{shown}<h2>All entries</h2><div class="entries" {facts}>{listed}</div>'
+    )
 
 
 def _entry(i: int, row: dict) -> str:
@@ -238,6 +244,10 @@ def _list(title: str, lead: str, names: str, rows: list[tuple[dict[str, str], Se
     filters = " ".join(rows[0][0]) if rows else ""
     table = f'<table data-filters="{filters}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f"<h1>{title}</h1><p>{lead}</p>{table if rows else '<p>None yet.</p>'}"
+
+
+def _meanings() -> str:
+    return "; ".join(f"{_verdict(name)} if {meaning}" for name, meaning in VERDICTS.items())
 
 
 def _verdict(name: str) -> str:
