@@ -15,7 +15,8 @@ class Card:
 
     fires: share of the positions at which it does (a feature: above zero; others: two standard deviations above their
     mean). rule: when it fires, found on explore; precision, recall: of the rule, on unseen stories. examples: from loud to
-    quiet, each its tokens, the part's activation at each, and the number of the token at which it was chosen.
+    quiet, each its tokens, the part's activation at each (of a head: the nats that the next word loses
+    without it), and the number of the token at which it was chosen.
     fed: what lifts it where it fires, in shares of its input's rise, by token, place and head; words: the words that each
     head brings it from. raises, lowers: words, with the logits that it adds where it fires.
     cost: nats a token without it; here, elsewhere: nats where it fires, and elsewhere. against: what it loses at the same

@@ -1,5 +1,6 @@
 """Cards of parts: when each fires, what feeds it, what it raises and lowers, and what the model loses without it."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from helpers.core.card import Card
 from helpers.core.estimates import Comparison, Estimate, compare, estimate, verdict
 from helpers.core.files import WorkbookError
 from helpers.core.logits import layernorm_scale, residual_losses
-from helpers.core.parts import Parts
+from helpers.core.parts import Parts, costs
 from helpers.core.paths import head_writes
 from helpers.core.scan import Scan, decoder
 from helpers.features.dictionary import load_dictionary
@@ -82,6 +83,10 @@ def cards(scan: Scan, parts: Parts, test: Scan | None = None, rules: Sequence[Ru
     made = []
     for k, (number, rule) in enumerate(zip(parts.index.tolist(), rules, strict=True)):
         held = score(variables, rule, unseen[:, k], heard[:, k])
+        one = dataclasses.replace(parts, index=parts.index[k : k + 1])
+        seen = (
+            costs(scan, one) if parts.kind == "head" else own[:, k]
+        )  # of a head: what the next word loses without it
         sides = [says[k].topk(10, largest=way).indices.tolist() for way in (True, False)]
         up, down = ({decode(i): round(float(says[k, i]), 2) for i in side} for side in sides)
         pair, rest = loses(test, parts, k, heard[:, k])
@@ -96,7 +101,7 @@ def cards(scan: Scan, parts: Parts, test: Scan | None = None, rules: Sequence[Ru
         )
         made.append(Card(
             f"{parts.kind} {number}", names.get(number, ""), round(held.fires, 4), rule.short(), round(held.precision, 2),
-            round(held.recall, 2), examples(scan, own[:, k]), fed[k], words[k], up, down, round(total, 5),
+            round(held.recall, 2), examples(scan, seen), fed[k], words[k], up, down, round(total, 5),
             *sides, verdict(pair.difference, LEAST), disagree, pair,
         ))  # fmt: skip
     return made
