@@ -175,7 +175,7 @@ def coloured_text(
         shade = plt.get_cmap("Reds")(0.75 * max(0.0, float(value)) / high)
         axis.add_patch(plt.Rectangle((x, y - 0.45), len(text), 0.9, fc=shade, ec="none"))
         for k, letter in enumerate(text):
-            style = {"family": "monospace", "fontsize": 9.5, "va": "center", "ha": "center"}
+            style = {"family": "monospace", "fontsize": 9.5, "va": "center", "ha": "center", "in_layout": False}
             axis.text(x + k + 0.5, y, letter, **style, **PLAIN)
     axis.set(xlim=(0, width + 2), ylim=(y + 0.6, -0.6), xticks=[], yticks=[], frame_on=False)
     entitle(axis, title, f"white: 0; darkest: {high:.1f} {unit}")
@@ -200,7 +200,7 @@ def story_by_part(
     colours = {part: to_rgb(head_colour(part)) for part in names}
     legend = [("\n", -1, 0.0), *((f"{name}   ", part, 0.6) for part, name in names.items())]
     figure, (axis,) = new_axes(9.6, 1)
-    placed, x, y, style = [], 0.0, 0.0, {"fontsize": 12, "va": "center", "family": "serif"}
+    placed, x, y, style = [], 0.0, 0.0, {"fontsize": 12, "va": "center", "family": "serif", "in_layout": False}
     for token, part, dark in [*zip(tokens, parts, strength, strict=True), *legend]:
         if "\n" in token:
             x, y = 0.0, y + 1.25
