@@ -71,9 +71,8 @@ def load_parts(name: str, max_layers: int | None = None) -> tuple[tf.PreTrainedM
         raise WorkbookError(f"{source} has {layers} layers and this is for {max_layers}: choose a smaller model.")
     tokenizer = _tokenizer(folder, source, config)
     size = max(tokenizer.get_vocab().values()) + 1
-    seed = (
-        int(source.rpartition("seed-")[2]) if re.search(r"seed-\d+$", source) else 0
-    )  # twins of seeds differ too
+    number = re.search(r"(?:seed|half)-(\d+)$", source)
+    seed = int(number[1]) if number else 0  # twins of seeds differ too
     return (_random_twin(config, size, seed) if twin else _trained(folder, source, config, size)), tokenizer
 
 

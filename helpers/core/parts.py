@@ -72,10 +72,11 @@ def costs(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, " n"]:
     are at another position, drawn at random. Without a head the MLP reads what is left, and without a part all layers
     above read what is left, so its cost is a total one.
     """
-    if scan.above and scan.streams is None:
-        every = torch.cat([costs(batch, parts, by) for batch in (scan.whole or scan).walk(2048)])
-        return every if scan.whole is None else every[scan.chosen]
-    return residual_losses(scan.model, finish(scan, without(scan, parts, by)), scan.target) - scan.losses
+    if scan.whole is not None and scan.above and scan.streams is None:
+        final = finish(scan.whole, without(scan.whole, parts, by))[scan.chosen]
+    else:
+        final = finish(scan, without(scan, parts, by))
+    return residual_losses(scan.model, final, scan.target) - scan.losses
 
 
 @torch.inference_mode()

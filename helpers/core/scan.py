@@ -205,14 +205,26 @@ def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edit
 
 
 def finish(batch: Scan, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-    """The final stream if the layer of a batch left these streams at its positions (at all others, what it left)."""
+    """The final stream if the layer of a batch (or of a whole held scan) left these streams at its positions (at all
+    others of a batch, what it left)."""
     if not batch.above:
         return residual
+    if batch.streams is None:
+        stories = residual.split(torch.unique_consecutive(batch.story, return_counts=True)[1].tolist())
+        done = []
+        for some in (stories[i : i + 8] for i in range(0, len(stories), 8)):
+            padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
+            done += [row[: len(own)] for row, own in zip(_upward(batch, padded), some, strict=True)]
+        return torch.cat(done)
     padded = batch.streams.resid_post.clone()
     padded[batch.row, batch.pos] = residual
+    return batch.flat(_upward(batch, padded))
+
+
+def _upward(batch: Scan, padded: Float[Tensor, "story pos d_model"]) -> Float[Tensor, "story pos d_model"]:
     for block in batch.above:
         padded = block(padded)[0]  # the other is its attention pattern
-    return batch.flat(padded)
+    return padded
 
 
 def walk(

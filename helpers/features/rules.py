@@ -132,35 +132,11 @@ def windows(scan: Scan) -> Int[Tensor, "n window"]:
 
 
 SHE = {
-    "she",
-    "her",
-    "hers",
-    "herself",
-    "girl",
-    "mom",
-    "mommy",
-    "mother",
-    "grandma",
-    "woman",
-    "queen",
-    "princess",
-    "sister",
-}
+    "she", "her", "hers", "herself", "girl", "mom", "mommy", "mother", "grandma", "woman", "queen", "princess", "sister",
+}  # fmt: skip
 HE = {
-    "he",
-    "him",
-    "his",
-    "himself",
-    "boy",
-    "dad",
-    "daddy",
-    "father",
-    "grandpa",
-    "man",
-    "king",
-    "prince",
-    "brother",
-}
+    "he", "him", "his", "himself", "boy", "dad", "daddy", "father", "grandpa", "man", "king", "prince", "brother",
+}  # fmt: skip
 
 
 def genders(lemmas: list[str], story: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

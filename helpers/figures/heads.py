@@ -90,19 +90,22 @@ def circuit_graph(
     return circuit(graph, f"“{label(prompt, 56)}” → {graph.nodes[-1].name}", notes or {})
 
 
-def circuit(graph: Graph, title: str, notes: dict[str, str]) -> Figure:
+def circuit(graph: Graph, title: str, notes: dict[str, str], columns: tuple[str, ...] = COLUMNS) -> Figure:
     """A circuit graph from left to right: edges as wide as their contribution, blue for the word, red against it."""
-    shown = [[node for node in graph.nodes if node.column == column] for column in range(4)]
+    shown = [[node for node in graph.nodes if node.column == column] for column in range(len(columns))]
     shown = [sorted(nodes, key=lambda node: (node.name in OTHERS, -node.total)) for nodes in shown]
     tallest, said, places = max(len(nodes) for nodes in shown), graph.says | notes, {}
     longest = max((len(textwrap.wrap(text, 40)) for text in said.values()), default=1)
     figure, (axis,) = new_axes(WIDTH, (0.42 + 0.13 * longest) * tallest + 0.9)
     for column, nodes in enumerate(shown):
-        axis.text(column * 10.0, -0.3, COLUMNS[column], ha="center", fontsize=10, color="#667788")
+        axis.text(column * 10.0, -0.3, columns[column], ha="center", fontsize=10, color="#667788")
         for i, node in enumerate(nodes):
             places[column, node.name] = x, y = column * 10.0, (i + 0.5) * tallest / len(nodes)
             ink = COLOURS["model"] if node.total >= 0 else COLOURS["accent"]
-            shade = to_rgb(head_colour(int(node.name[5:])) if node.name.startswith("head ") else "white")
+            head = (
+                node.name[5:].split(".")[-1] if node.name.startswith("head ") else ""
+            )  # of "head 3" or "head 1.3"
+            shade = to_rgb(head_colour(int(head)) if head else "white")
             box = {"boxstyle": "round,pad=0.2", "fc": [0.7 + 0.3 * part for part in shade], "ec": ink, "lw": 1.1}
             text = f"{node.name}  {node.total:+.1f}\n{textwrap.fill(said.get(node.name, ''), 40)}".strip()
             axis.text(x, y, text, ha="center", va="center", fontsize=9.5, bbox=box, zorder=5, **PLAIN)
@@ -115,7 +118,7 @@ def circuit(graph: Graph, title: str, notes: dict[str, str]) -> Figure:
                 colour = COLOURS["model"] if value >= 0 else COLOURS["accent"]
                 style = {"fc": "none", "ec": colour, "lw": 0.6 + 26 * abs(value) / largest, "alpha": 0.45}
                 axis.add_patch(PathPatch(curve, zorder=1, capstyle="butt", **style))
-    axis.set(xlim=(-3.9, 33.6), ylim=(tallest + 0.2, -0.7))
+    axis.set(xlim=(-3.9, 10 * len(columns) - 6.4), ylim=(tallest + 0.2, -0.7))
     axis.axis("off")
     entitle(axis, title)
     return figure

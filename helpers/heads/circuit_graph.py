@@ -26,12 +26,13 @@ MISSED = "what no feature writes"  # of the MLP, where features stand in the neu
 OTHERS = ("all other words", "all other heads", "all other neurons", "all other features", MISSED)
 OWN = ("the last word", "habit")  # what needs no head: the word itself; its place and the biases
 DIRECT = "past the neurons"
+ALONE = {*OWN, MISSED, DIRECT, "no lower head", "no upper head"}  # nodes that are never pooled
 Table = Callable[[TransformerBridge, Streams, int, int], Float[Tensor, "carrier source route"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A node: its column (0 words, 1 carriers, 2 neurons, 3 the difference), its name, and what passes through it."""
+    """A node: its column (0 words, then carriers and neurons, last the difference), its name, and what passes through it."""
 
     column: int
     name: str
@@ -152,41 +153,50 @@ def _one_token(model: TransformerBridge, word: str | int) -> int:
 def _pooled(
     table: Tensor, tokens: list[str], said: list[str], difference: float, most: tuple, features: bool
 ) -> Graph:
-    """The graph of a table of paths: equal words made one node, small nodes pooled."""
-    aim = " over ".join(said)
-    spelled = [token.strip().replace("\n", "⏎") or repr(token)[1:-1] for token in tokens]
-    names = [f"“{w}” × {spelled.count(w)}" if spelled.count(w) > 1 else f"“{w}”" for w in spelled]
-    heads = [f"head {h}" for h in range(len(table) - 2)]
+    """The graph of a table of paths of one layer."""
     kind, last = ("feature", [MISSED, DIRECT]) if features else ("neuron", [DIRECT])
-    routes, size = [f"{kind} {j}" for j in range(table.shape[2] - len(last))], table[..., : -len(last)].sum((0, 1))
-    sources = _keep(names, table[2:].sum((0, 2)), most[0], OTHERS[0])
-    carriers = [*OWN, *_keep(heads, table[2:].sum((1, 2)), most[1], OTHERS[1])]
-    routes = [*_keep(routes, size, most[2], f"all other {kind}s"), *last]
-    edges: list[dict[tuple[str, str], float]] = [{}, {}, {}]
-    for c, carrier in enumerate(carriers):
-        for p, value in enumerate(table[c].sum(1).tolist()):
-            if c >= len(OWN) or p == len(tokens) - 1:
-                _add(edges[0], (sources[p] if c >= len(OWN) else carrier, carrier), value)
-        for route, value in zip(routes, table[c].sum(0).tolist(), strict=True):
-            _add(edges[1], (carrier, route), value)
-            _add(edges[2], (route, aim), value)
-    nodes = []
-    for column in range(3):
-        totals: dict[str, float] = {}
-        for (start, _), value in edges[column].items():
-            _add(totals, start, value)
+    routes = [*(f"{kind} {j}" for j in range(table.shape[2] - len(last))), *last]
+    carriers, length = [*OWN, *(f"head {h}" for h in range(len(table) - 2))], len(tokens)
+    flow = torch.zeros(length + 2, *table.shape[::2])  # what needs no head has sources of its own
+    flow[:length, 2:], flow[length, 0], flow[length + 1, 1] = table[2:].transpose(0, 1), *table[:2].sum(1)
+    return graph_of(flow, [[*spelled(tokens), *OWN], carriers, routes], most, said, difference)
+
+
+def spelled(tokens: list[str]) -> list[str]:
+    """Names of words in a graph; equal ones are one node."""
+    bare = [token.strip().replace("\n", "⏎") or repr(token)[1:-1] for token in tokens]
+    return [f"“{w}” × {bare.count(w)}" if bare.count(w) > 1 else f"“{w}”" for w in bare]
+
+
+def graph_of(
+    flow: Float[Tensor, "*column"],
+    columns: list[list[str]],
+    most: tuple[int, ...],
+    said: list[str],
+    difference: float,
+) -> Graph:
+    """A table of signed paths, one dimension a column of names, as a graph to the difference of two words (`said`): equal
+    names of a column are one node, and all but the `most` largest are pooled (never what needs no head or neuron)."""
+    rest, every = dict(zip(("head", "neuron", "feature"), OTHERS[1:], strict=False)), range(flow.dim())
+    keep: list[list[str]] = []
+    for column, (names, count) in enumerate(zip(columns, most, strict=True)):
+        sums = dict.fromkeys(names, 0.0)
+        for name, value in zip(names, flow.sum([d for d in every if d != column]).tolist(), strict=True):
+            sums[name] += value
+        large = sorted(sums.keys() - ALONE, key=lambda name: -abs(sums[name]))[:count]
+        keep.append([n if n in {*large, *ALONE} else rest.get(n.split()[0], OTHERS[0]) for n in names])
+    keep.append([" over ".join(said)])
+    nodes, edges = [], []
+    for column in every:
+        table = flow.sum([d for d in every if d not in (column, column + 1)]).view(len(keep[column]), -1)
+        pairs: dict[tuple[str, str], float] = {}
+        for start, row in zip(keep[column], table.tolist(), strict=True):
+            for end, value in zip(keep[column + 1], row, strict=True):
+                if value:
+                    pairs[start, end] = pairs.get((start, end), 0.0) + value
+        totals = dict.fromkeys(keep[column], 0.0)
+        for (start, _), value in pairs.items():
+            totals[start] += value
+        edges.append(pairs)
         nodes += [Node(column, name, total) for name, total in totals.items()]
-    return Graph(*said, difference, [*nodes, Node(3, aim, difference)], edges, {})
-
-
-def _keep(names: list[str], values: Float[Tensor, " k"], most: int, rest: str) -> list[str]:
-    """The names whose values sum to the largest sizes; the others' name is `rest`."""
-    sums: dict[str, float] = {}
-    for name, value in zip(names, values.tolist(), strict=True):
-        _add(sums, name, value)
-    kept = sorted(sums, key=lambda name: -abs(sums[name]))[:most]
-    return [name if name in kept else rest for name in names]
-
-
-def _add(sums: dict, key: object, value: float) -> None:
-    sums[key] = sums.get(key, 0.0) + value
+    return Graph(*said, difference, [*nodes, Node(len(columns), keep[-1][0], difference)], edges, {})

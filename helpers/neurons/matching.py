@@ -13,6 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.files import WorkbookError
+from helpers.core.parts import Basis
 from helpers.core.scan import walk
 from helpers.core.stories import Story
 
@@ -37,10 +38,15 @@ class Matched:
 
 @torch.inference_mode()
 def match_neurons(
-    model: TransformerBridge, other: TransformerBridge, stories: Iterable[Story], turns: int = 3, seed: int = 0
+    model: TransformerBridge,
+    other: TransformerBridge,
+    stories: Iterable[Story],
+    turns: int = 3,
+    bases: tuple[Basis | None, Basis | None] = (None, None),
 ) -> Matched:
     """Correlate every neuron of a model (or a `Layer`) with every one of another over the same tokens, and with its
-    neurons' space turned at random (the mean of `turns` turns).
+    neurons' space turned at random (the mean of `turns` turns). `bases`: match these parts of the two MLPs instead,
+    such as features.
 
     Memory does not grow with the stories: sums, squares and products are kept (8 bytes a pair of neurons, three times).
 
@@ -51,25 +57,22 @@ def match_neurons(
         raise WorkbookError(
             "These models read different tokens: neurons can be matched between models of one tokenizer."
         )
-    count, sums, products = (
-        0,
-        [0.0, 0.0],
-        [0.0, 0.0, 0.0],
-    )  # of both; one with the other, other with itself, one's squares
+    count, sums, products = 0, [0.0, 0.0], [0.0] * 3  # one with the other, other with itself, one's squares
     stories = list(stories)
     for batches in zip(walk(model, stories, 2048), walk(other, stories, 2048), strict=True):
-        one, two = (batch.activations.double() for batch in batches)
+        both = zip(batches, bases, strict=True)
+        one, two = (basis.activations(batch) if basis else batch.activations for batch, basis in both)
         count += len(one)
-        sums = [total + part.sum(0) for total, part in zip(sums, (one, two), strict=True)]
+        sums = [total + part.double().sum(0) for total, part in zip(sums, (one, two), strict=True)]
         new = one.T @ two, two.T @ two, one.square().sum(0)
-        products = [total + part for total, part in zip(products, new, strict=True)]
+        products = [total + part.double() for total, part in zip(products, new, strict=True)]
     if not count:
         raise WorkbookError("No story is left to match neurons on: give more stories.")
     means = [total / count for total in sums]
     cross = products[0] / count - means[0][:, None] * means[1]
     spread = products[1] / count - means[1][:, None] * means[1]
     own = (products[2] / count - means[0].square()).clamp(min=1e-12).sqrt()
-    generator, rotated = torch.Generator().manual_seed(seed), []
+    generator, rotated = torch.Generator().manual_seed(0), []
     for _ in range(turns):
         noise = torch.randn(spread.shape, generator=generator, dtype=torch.double)
         turn = torch.linalg.qr(noise).Q
