@@ -9,7 +9,7 @@ from helpers import WorkbookError, circuit_graph, scan
 from helpers.figures.heads import circuit, story_pieces
 from helpers.heads import copying, pieces
 from helpers.heads.changes import hear
-from helpers.heads.circuit_graph import DIRECT, OTHERS, path_graph
+from helpers.heads.circuit_graph import DIRECT, OTHERS, graph_of, path_graph
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,24 @@ def test_a_graph_pools_what_is_small_and_says_what_neurons_do(graph):
             assert helps == (node.total > 0)
     drawn = [text.get_text() for text in circuit(graph, "a title", {"head 3": "brings names"}).axes[0].texts]
     assert "doll over mom" in " ".join(drawn) and any("raises doll" in text for text in drawn)
+
+
+def test_a_graph_of_two_layers_keeps_the_sums_of_its_columns_and_pools_each():
+    columns = [
+        ["“a”", "“b”", "“b”", "habit"],
+        ["no lower head", "head 0.0", "head 0.1"],
+        ["no upper head", "head 1.0"],
+    ]
+    columns.append(["neuron 0", "neuron 1", "neuron 2", DIRECT])
+    flow = torch.randn(*map(len, columns), generator=torch.Generator().manual_seed(0))
+    graph = graph_of(flow, columns, (1, 1, 1, 2), ["x", "y"], flow.sum().item())
+    for edges in graph.edges:
+        assert sum(edges.values()) == pytest.approx(flow.sum().item(), abs=1e-4)
+    found = [{node.name for node in graph.nodes if node.column == column} for column in range(5)]
+    assert "habit" in found[0] and OTHERS[0] in found[0] and len(found[0]) == 3
+    assert OTHERS[1] in found[1] and OTHERS[2] in found[3] and len(found[3]) == 4 and found[4] == {"x over y"}
+    texts = [text.get_text() for text in circuit(graph, "two layers", {}, ("a", "b", "c", "d", "e")).axes[0].texts]
+    assert any(text.startswith("head 1.0") for text in texts) and {"a", "e"} <= set(texts)
 
 
 @pytest.mark.parametrize("rival", [None, " doll"])
