@@ -1,8 +1,6 @@
 """Dictionaries of features: their files, their training, and that features stand for what the MLP writes."""
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -166,28 +164,12 @@ def test_text_without_stories_is_refused(tiny, tmp_path):
         trained(tiny, str(tmp_path / "empty.jsonl"))
 
 
-@pytest.mark.slow
-def test_the_command_writes_a_dictionary_with_its_record(tiny_folder, text, tmp_path):
+def test_the_command_writes_a_dictionary_with_its_record(tiny_folder, text, tmp_path, monkeypatch):
     options = [f"--{name}={getattr(RECIPE, name)}" for name in ("features", "active", "tokens", "batch")]
-    command = [
-        "-m",
-        "helpers.build.dictionary",
-        "--model",
-        str(tiny_folder),
-        "--stories",
-        text,
-        "--out",
-        str(tmp_path),
-    ]
-    subprocess.run([sys.executable, *command, *options], check=True, capture_output=True)
+    files = ["--model", str(tiny_folder), "--stories", text, "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["dictionary", *files, *options])
+    training.main()
     record = (tmp_path / "training_record.json").read_text()
     assert len(load_dictionary(tmp_path)) <= RECIPE.features
     assert all(f'"{name}"' in record for name in ("recipe", "training_text", "curve", "dead", "seed"))
     assert not (tmp_path / "checkpoint.safetensors").exists()
-
-
-@pytest.mark.slow
-def test_the_workbook_itself_does_not_import_the_trainer():
-    code = "import sys, helpers, helpers.features.rules; print('sparsify' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert found.stdout.strip() == "False"

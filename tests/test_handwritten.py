@@ -273,6 +273,7 @@ def test_the_handwritten_model_beats_the_trigram_on_explore_and_dealt_words_do_n
     assert handwritten.rung(other, stories)["loss"].mean() > loss["bigram"]
 
 
+@pytest.mark.slow
 def test_a_rule_switched_off_is_as_if_it_had_never_been_written(tables, whole):
     written, stories = scratch.write(tables, FIRST), load_stories(split="explore")[:3]
     off = {"nothing": [], "memory": ["memory"], "from topic on": ["topic", "memory"]}

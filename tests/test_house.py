@@ -1,8 +1,5 @@
 """The public names: one scan, words, sets of parts, what is lost without them."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,8 +9,6 @@ from helpers.core.parts import Parts, costs, heads, neurons
 from helpers.core.scan import scan, walk
 from helpers.core.stories import Story
 from helpers.core.words import inflections
-
-README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -183,14 +178,3 @@ def test_where_nothing_was_asked_there_is_no_number():
         torch.ones(3), {"c": torch.ones(3)}, torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.bool)
     )
     assert isinstance(pair.value, Estimate) and pair.value.mean != pair.value.mean
-
-
-def test_the_eight_lines_of_the_readme_run(capsys):
-    """The question of one's own that the README prints runs word for word."""
-    block = re.search(
-        r"```python\n(from helpers import load_model.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
-    )
-    if block is None:
-        pytest.skip("the README prints no question yet")
-    exec(compile(block[1], "README.md", "exec"), {})
-    assert "nats a token here" in capsys.readouterr().out

@@ -219,20 +219,23 @@ def test_checkpoints_load_as_they_are_published(copy, tiny, capsys, kind, shards
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shards", [1, 2])
-def test_a_checkpoint_in_the_hubs_cache_loads_by_its_name(copy, tiny, tmp_path, shards):
-    cache = tmp_path / "hub" / "models--someone--TinyStories-tiny"
-    (cache / "refs").mkdir(parents=True)
-    (cache / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(published(copy, shards), cache / "snapshots" / ("0" * 40))
-    code = "from helpers import load_model; import torch; m = load_model('someone/TinyStories-tiny')\n"
-    code += "print(m.cfg.model_name, m(torch.arange(9)[None]).log_softmax(-1)[0, -1, :3].tolist())"
-    settings = os.environ | {"HF_HUB_CACHE": str(cache.parent), "PYTHONPATH": str(Path(__file__).parents[1])}
+def test_checkpoints_in_the_hubs_cache_load_by_their_names(tiny_folder, tiny, tmp_path):
+    code = "from helpers import load_model; import torch\n"
+    for shards in (1, 2):
+        cache = tmp_path / "hub" / f"models--someone--TinyStories-{shards}"
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs" / "main").write_text("0" * 40)
+        own = Path(shutil.copytree(tiny_folder, tmp_path / f"copy-{shards}"))
+        shutil.copytree(published(own, shards), cache / "snapshots" / ("0" * 40))
+        code += f"m = load_model('someone/TinyStories-{shards}')\n"
+        code += "print(m.cfg.model_name, m(torch.arange(9)[None]).log_softmax(-1)[0, -1, :3].tolist())\n"
+    settings = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(Path(__file__).parents[1])}
     found = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
-    name, numbers = found.stdout.split(" ", 1)
-    assert name == "someone/TinyStories-tiny"
     expected = tiny(torch.arange(9)[None]).log_softmax(-1)[0, -1, :3]
-    assert torch.allclose(torch.tensor(json.loads(numbers)), expected, atol=1e-5)
+    for shards, line in zip((1, 2), found.stdout.splitlines(), strict=True):
+        name, numbers = line.split(" ", 1)
+        assert name == f"someone/TinyStories-{shards}"
+        assert torch.allclose(torch.tensor(json.loads(numbers)), expected, atol=1e-5)
 
 
 class Payload:

@@ -157,6 +157,12 @@ def test_a_room_imports_only_from_the_rooms_below_it():
     assert sorted(f"{a} imports {b}" for a, b in between if room_of(b) not in MAY_IMPORT[room_of(a)]) == []
 
 
+def test_nothing_but_the_command_that_trains_a_dictionary_imports_its_trainer():
+    found = {name for name, tree in modules().items() for of, _ in imports(ast.unparse(tree)) if of == "sparsify"}
+    assert found == {"helpers.build.dictionary"}
+    assert [a for a, b, _ in arrows() if b in found] == []
+
+
 def test_no_modules_import_each_other_in_a_circle():
     after = {
         name: {b for a, b, _ in arrows() if a == name and b != name and name != "helpers"} for name in modules()
