@@ -206,7 +206,7 @@ def test_the_ledger_is_searched_by_word_and_sorted(tmp_path):
     assert list(search(ledger, reads="b").index) == [1, 0]
     assert list(search(ledger, raises="x", sort="effect").index) == [2, 0]
     assert list(search(ledger, lowers=" he").index) == [1, 0]
-    assert len(search(ledger, reads="zebra")) == 0
+    assert len(search(ledger, reads="zebra")) == len(search(ledger, reads="zebra", lowers="he")) == 0
     path = save_ledger(ledger, tmp_path / "ledger.csv")
     assert read_ledger(path).equals(ledger)
     assert json.loads(pd.read_csv(path).to_json())["effect"]["1"] == 0.3

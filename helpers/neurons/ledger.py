@@ -87,5 +87,5 @@ def search(
     for column, word in (("strongest on", reads), ("promoted", raises), ("suppressed", lowers)):
         if word := word.strip().lower():
             plain = [words.lower().replace("␣", "").split(" ") for words in found[column]]
-            found = found[[word in words for words in plain]]
+            found = found.loc[[word in words for words in plain]]
     return found.sort_values(sort, ascending=False).head(rows)
