@@ -4,9 +4,15 @@ All times of a table are taken in one run, so their ratios mean something on any
 """
 
 import argparse
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import torch
@@ -16,7 +22,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from helpers.core.files import run_main
+from helpers.core.files import run_main, write_json_lines
 from helpers.core.model import bridge, load_model
 from helpers.core.scan import walk
 from helpers.core.stories import Story, encode_story, load_stories
@@ -96,6 +102,57 @@ def measure(model: TransformerBridge, stories: list[Story], sample: int = 16) ->
     return rows | {f"{name}, peak above start (MB)": peak for name, peak in peaks.items()}
 
 
+def scan_rates(model: TransformerBridge, stories: list[Story], times: int = 10) -> dict[str, float]:
+    """`python -m helpers.scan` of some stories on one process and on two, beside the plain forward pass; and of `times` as many.
+
+    Rates are from the first part handed out to the last one merged; peaks are of all processes of the command together.
+    """
+    rows, tokens = (
+        {},
+        sum(len(encode_story(story, model.tokenizer, model.cfg.n_ctx).tokens) - 1 for story in stories),
+    )
+    rows["plain forward pass, one thread (tokens/s)"] = tokens / seconds(lambda: plain_forward(model, stories))
+    with tempfile.TemporaryDirectory() as folder:
+        for count, workers in ((1, 1), (1, 2), (times, 1), (times, 2)):
+            text = Path(folder) / f"{count}.jsonl"
+            texts = ({"text": f"{story.text} The {i}. end."} for i in range(count) for story in stories)
+            write_json_lines(text, texts)
+            out = [
+                "--out",
+                f"{folder}/{count}-{workers}",
+                "--part",
+                "64",
+                "--split",
+                "all",
+                "--workers",
+                f"{workers}",
+            ]
+            command = [
+                sys.executable,
+                "-m",
+                "helpers.scan",
+                "--model",
+                model.cfg.model_name,
+                "--stories",
+                text,
+                *out,
+            ]
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ) as process:
+                peak, me = 0, psutil.Process(process.pid)
+                while process.poll() is None:
+                    with contextlib.suppress(psutil.Error):
+                        family = [me, *me.children(recursive=True)]
+                        peak = max(peak, sum(member.memory_info().rss for member in family))
+                    time.sleep(0.1)
+                said = process.stdout.read()
+            what = f"scan, {count} x {len(stories)} stories, {workers} processes"
+            rows[f"{what} (tokens/s)"] = float(re.search(r"([\d,]+) tokens a second", said)[1].replace(",", ""))
+            rows[f"{what}, peak (MB)"] = peak / 2**20
+    return rows
+
+
 def full_size() -> TransformerBridge:
     """A random model of exactly TinyStories-1Layer-21M's shape; the embedded tokenizer uses the first of its tokens."""
     shape = {"hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096, "vocab_size": 50_257}
@@ -110,10 +167,12 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="as for load_model; by default the embedded model")
     parser.add_argument("--stories", type=int, default=96, help="how many explore stories")
     parser.add_argument("--full-size", action="store_true", help="a random model of the published shape instead")
+    parser.add_argument("--scan", action="store_true", help="tokens a second and memory of python -m helpers.scan")
     options = parser.parse_args()
     model = full_size() if options.full_size else load_model(options.model)
-    for name, value in measure(model, load_stories(split="explore")[: options.stories]).items():
-        print(f"{name:48} {value:10.2f}")
+    work = scan_rates if options.scan else measure
+    for name, value in work(model, load_stories(split="explore")[: options.stories]).items():
+        print(f"{name:60} {value:10.2f}")
 
 
 if __name__ == "__main__":

@@ -144,6 +144,16 @@ def test_an_unfinished_scan_is_not_read(corpus, tiny, stories, whole, tmp_path, 
         statistics_of(scan(tiny, stories[:2]))
 
 
+def test_several_files_are_one_corpus(client, tiny, tiny_folder, text, whole, tmp_path):
+    lines = text.read_text(encoding="utf-8").splitlines(keepends=True)
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, part in zip(files, (lines[:19], lines[19:]), strict=True):
+        file.write_text("".join(part), encoding="utf-8")
+    corpus = Corpus(str(tiny_folder), tiny.fingerprint, [*map(str, files)], None, None, PART)
+    check_same(scan_corpus(client, corpus, tmp_path / "out"), whole)
+    check_same(scan_corpus(None, corpus, tmp_path / "out"), whole)  # read back and known as its own
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "helpers.scan", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import WorkbookError, load_model
 from helpers.build import dictionary as training
-from helpers.core.files import write_json_lines
+from helpers.core.files import Absent, write_json_lines
 from helpers.core.model import EMBEDDED_MODEL
 from helpers.core.parts import Parts, without
 from helpers.core.scan import run_streams, scan
@@ -166,10 +166,29 @@ def test_text_without_stories_is_refused(tiny, tmp_path):
 
 def test_the_command_writes_a_dictionary_with_its_record(tiny_folder, text, tmp_path, monkeypatch):
     options = [f"--{name}={getattr(RECIPE, name)}" for name in ("features", "active", "tokens", "batch")]
-    files = ["--model", str(tiny_folder), "--stories", text, "--out", str(tmp_path)]
+    files = ["--model", str(tiny_folder), "--stories", text, text, "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["dictionary", *files, *options])
     training.main()
     record = (tmp_path / "training_record.json").read_text()
     assert len(load_dictionary(tmp_path)) <= RECIPE.features
     assert all(f'"{name}"' in record for name in ("recipe", "training_text", "curve", "dead", "seed"))
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"features": 0}, {"active": 0}, {"batch": 0}, {"rate": float("nan")}, {"layer": -1}]
+)
+def test_a_recipe_that_cannot_be_trained_is_refused(wrong):
+    with pytest.raises(WorkbookError, match="Nothing can be trained with this recipe"):
+        training.Recipe(**wrong)
+
+
+def test_a_dictionary_of_other_weights_is_not_taken_for_a_models_own(tiny, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.features.dictionary.own_folder", lambda name: tmp_path)
+    for weights, fits in ((tiny.fingerprint, True), ("others", False)):
+        save_dictionary(made(), tmp_path, {"weights": weights})
+        if fits:
+            assert len(load_dictionary(tiny))
+        else:
+            with pytest.raises(Absent, match="is of other weights than this model's"):
+                load_dictionary(tiny)

@@ -331,6 +331,7 @@ def test_a_head_of_its_own_is_kept(copy, said):
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
     change_config(copy, tie_word_embeddings=not said)
     model = load_model(copy)
+    assert not model.original_model.config.tie_word_embeddings  # what notebook 01 says of it
     change_config(copy, tie_word_embeddings=False)
     raw = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32).eval()
     tokens = torch.arange(20)[None]
@@ -372,6 +373,14 @@ def test_a_device_that_is_not_there(tiny_folder, device):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     assert f"No device '{device}' here" in error(tiny_folder, device=device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu_the_tokens_go_there_too(tiny_folder, tiny, stories):
+    there = load_model(tiny_folder, device="cuda")
+    found, own = (scan(model, stories[:3]) for model in (there, tiny))
+    assert found.token.is_cuda and torch.allclose(found.losses.cpu(), own.losses, atol=1e-3)
+    assert sample(there, "The", tokens=3)
 
 
 PUBLISHED = {  # d_model, layers, heads, kinds of attention

@@ -5,6 +5,7 @@ import base64
 import dataclasses
 import functools
 import io
+import json
 import os
 import re
 import subprocess
@@ -423,6 +424,43 @@ def test_a_refusal_of_the_workbook_in_a_cell_is_one_line(tmp_path):
     path = written(tmp_path, "from helpers import load_model", "load_model('none/such/model')")
     with pytest.raises(WorkbookError, match=r"07_own\.ipynb: No model folder at none/such/model"):
         pages.execute(path)
+
+
+def test_a_page_about_what_a_model_lacks_says_so_and_ends_there(tmp_path):
+    refuses = "from helpers.core.files import Absent\nraise Absent('No second model.')"
+    notebook = pages.execute(written(tmp_path, "print('before')", refuses, "print('after')"))
+    assert [cell.outputs[0].text.strip() for cell in notebook.cells] == ["before", "No second model."]
+
+
+def test_a_cell_that_never_ends_is_stopped_in_one_line(tmp_path):
+    with pytest.raises(
+        WorkbookError, match="a cell took more than 2 s, far longer than expected: TINYSTORIES_COUNT"
+    ):
+        pages.execute(written(tmp_path, "import time; time.sleep(60)"), timeout=2)
+
+
+def test_a_larger_model_is_expected_to_take_longer_in_proportion_and_so_are_more_stories(
+    tmp_path, monkeypatch, capsys
+):
+    assert pages.longer() == (1.0, 1.0)
+    shape = {"hidden_size": 1024, "vocab_size": 50_257, "num_layers": 1, "attention_types": [[["global"], 1]]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neo", "num_heads": 16, **shape}))
+    monkeypatch.setenv("TINYSTORIES_MODEL", str(tmp_path))
+    size, times = pages.longer()
+    assert 25 < size < 40 and times == pytest.approx(0.1 + 0.9 * size)
+    paths = [written(tmp_path, "1", name=name) for name in ("07_own", "08_own")]
+    asyncio.run(pages.execute_all(paths, lambda *_: None, tmp_path / "kept"))
+    told = capsys.readouterr().out.splitlines()[0]
+    hours = 2 * times * 60 / 3600
+    assert (
+        told
+        == f"2 notebooks, 1 at a time: about {60 * hours:.0f} min; TINYSTORIES_COUNT=24 takes 24 stories of each half"
+    )
+    monkeypatch.setenv("TINYSTORIES_COUNT", "6")
+    assert pages.longer()[1] == pytest.approx(0.1 + 0.9 * size * 6 / 184, rel=0.05)  # of so many a half
+    monkeypatch.setenv("TINYSTORIES_MODEL", "random:nowhere")
+    with pytest.raises(WorkbookError, match="No model named 'nowhere'"):  # before anything runs
+        asyncio.run(pages.execute_all(paths, lambda *_: None, tmp_path / "kept"))
 
 
 def test_any_other_error_in_a_cell_keeps_its_traceback(tmp_path):

@@ -240,6 +240,14 @@ def test_of_the_instruct_form_the_story_is_taken(tmp_path):
     assert list(stream_texts(write_json_lines(tmp_path / "y.jsonl", ({"text": row} for row in ROWS)))) == THREE[:2]
 
 
+def test_several_sources_are_read_one_after_the_other(tmp_path):
+    paths = [write_form(tmp_path / name, [{"text": text}]) for name, text in zip(FILES[3:6], THREE, strict=True)]
+    assert list(stream_texts(paths)) == THREE
+    assert {story.text for half in ("explore", "confirm") for story in load_stories(paths, half)} == set(THREE)
+    with pytest.raises(WorkbookError, match=r"none\.txt is not there"):
+        list(stream_texts([*paths, tmp_path / "none.txt"]))
+
+
 def test_half_a_character_is_told_with_its_line(tmp_path):
     path = written(tmp_path / "cut-emoji.jsonl", '{"text": "A cat sat."}\n{"text": "She smiled \\ud83d"}\n')
     assert "cut-emoji.jsonl, line 2, holds half a character (\\ud83d)" in refusal(path)

@@ -253,6 +253,9 @@ COMMANDS = {  # a user's mistake with every command, and a word of what is told
     "build.tagging": (["none.jsonl", "out.jsonl"], "none.jsonl"),
     "build.ngrams": (["--data", "none.jsonl", "--valid", "none.jsonl"], "none.jsonl"),
     "build.convert": (["none", "out"], "none"),
+    "build.dictionary": (["--stories", "none.jsonl", "--out", "out"], "none.jsonl"),
+    "scan": (["--stories", "none.jsonl", "--out", "out", "--part", "0"], "--part 0 is too few"),
+    "report": (["--out", "out"], "no-such-model"),
 }
 
 
@@ -261,6 +264,8 @@ def test_every_command_ends_a_mistake_in_one_line(name, tmp_path, monkeypatch, c
     options, told = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [name, *options])
+    if name == "report":
+        monkeypatch.setenv("TINYSTORIES_MODEL", "no-such-model")
     with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the module has been imported before
         runpy.run_module(f"helpers.{name}", run_name="__main__")

@@ -36,7 +36,7 @@ class Corpus:
 
     model: str
     weights: str
-    stories: str
+    stories: str | list[str]
     split: str | None
     count: int | None
     part: int
@@ -74,21 +74,17 @@ class Total:
         if self.path.is_file():
             self.stats, about = NeuronStats.read(self.path)
             own, self.texts = dataclasses.asdict(corpus), about["texts"]
-            wrong = [
-                f"{name} {about.get(name)}, now {value}" for name, value in own.items() if about.get(name) != value
-            ]
+            wrong = [f"{key} {about.get(key)}, now {now}" for key, now in own.items() if about.get(key) != now]
             if wrong:
-                raise WorkbookError(
-                    f"{folder} holds another scan ({'; '.join(wrong)}): give another --out, or delete it."
-                )
+                what = f"{folder} holds another scan ({'; '.join(wrong)})"
+                raise WorkbookError(f"{what}: give another --out, or delete it.")
 
     def has(self, number: int, text: str) -> bool:
         """Whether a part is merged already; one that a stopped scan left behind is merged now."""
         if (known := self.texts.get(str(number))) is not None:
             if known != text:
-                raise WorkbookError(
-                    f"{self.corpus.stories} has changed since the scan in {self.folder}: delete that folder."
-                )
+                what = f"{self.corpus.stories} has changed since the scan in {self.folder}"
+                raise WorkbookError(f"{what}: delete that folder.")
             return True
         path = self.part(number)
         try:
@@ -140,10 +136,8 @@ def scan_corpus(client: Client, corpus: Corpus, folder: Path) -> NeuronStats:
         try:
             future.result()
         except KilledWorker:
-            where = f"part {number} ({stories} stories)"
-            raise WorkbookError(
-                f"Three workers died of {where}, of too little memory perhaps: give fewer --workers."
-            ) from None
+            what = f"Three workers died of part {number} ({stories} stories)"
+            raise WorkbookError(f"{what}, of too little memory perhaps: give fewer --workers.") from None
         total.merge(number, text)
         bar.update(stories)
 
@@ -168,47 +162,32 @@ def scan_corpus(client: Client, corpus: Corpus, folder: Path) -> NeuronStats:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.scan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--stories", required=True, help="a file, a data set's folder or its name: roneneldan/TinyStories"
-    )
-    parser.add_argument("--model", default=None, help="as TINYSTORIES_MODEL, which is the default")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder of the result; TINYSTORIES_SCAN=FOLDER lets notebook 02 read it",
-    )
-    parser.add_argument(
-        "--split", choices=("explore", "confirm", "all"), default="explore", help="which half (explore)"
-    )
-    parser.add_argument("--count", type=int, default=None, help="only the first so many stories")
-    parser.add_argument("--part", type=int, default=256, help="stories a part (256)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="local processes (one a core)")
-    parser.add_argument(
-        "--scheduler", default=None, help="a running Dask cluster, tcp://HOST:8786, in place of local processes"
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m helpers.scan", description=__doc__, formatter_class=plain)
+    add = parser.add_argument
+    add("--stories", required=True, nargs="+", help="files, or the folder or the name of a data set")
+    add("--model", help="as TINYSTORIES_MODEL, which is the default")
+    add("--out", type=Path, required=True, help="folder of the result: TINYSTORIES_SCAN=FOLDER for notebook 02")
+    add("--split", choices=("explore", "confirm", "all"), default="explore", help="which half (explore)")
+    add("--count", type=int, help="only the first so many stories")
+    add("--part", type=int, default=256, help="stories a part (256)")
+    add("--workers", type=int, default=os.cpu_count(), help="local processes (one a core)")
+    add("--scheduler", help="a running Dask cluster, tcp://HOST:8786, in place of local processes")
     options = parser.parse_args()
     for name in ("count", "part", "workers"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise WorkbookError(f"--{name} {getattr(options, name)} is too few: give 1 or more.")
     model = load_model(options.model)
-    what = absolute(options.stories), None if options.split == "all" else options.split
+    sources = [absolute(source) for source in options.stories]
+    what = sources if sources[1:] else sources[0], None if options.split == "all" else options.split
     corpus = Corpus(model.cfg.model_name, model.fingerprint, *what, options.count, options.part)
     del model
     Total(corpus, options.out)  # refuses another scan's folder before anything is started
     with contextlib.ExitStack() as stack:
         cluster = options.scheduler
         if cluster is None:
-            local = LocalCluster(
-                n_workers=options.workers,
-                threads_per_worker=1,
-                dashboard_address="127.0.0.1:0",
-                silence_logs="ERROR",
-            )
-            cluster = stack.enter_context(local)
+            own = {"dashboard_address": "127.0.0.1:0", "silence_logs": "ERROR"}
+            cluster = stack.enter_context(LocalCluster(n_workers=options.workers, threads_per_worker=1, **own))
         try:
             client = stack.enter_context(Client(cluster, timeout=20))
         except (OSError, ValueError) as error:
@@ -217,6 +196,5 @@ def main() -> None:
         start = time.monotonic()
         stats = scan_corpus(client, corpus, options.out)
         took = time.monotonic() - start
-    print(
-        f"{stats.count:,} positions in {options.out}, {took:.0f} s: TINYSTORIES_SCAN={options.out} lets notebook 02 read them"
-    )
+    pace = f"{stats.count:,} positions in {took:.0f} s ({stats.count / took:,.0f} tokens a second)"
+    print(f"{pace}: TINYSTORIES_SCAN={options.out} lets notebook 02 read them")

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.build import training
 from helpers.core.files import WorkbookError, run_main
 from helpers.core.model import load_model
-from helpers.core.stories import stream_texts, text_hash
+from helpers.core.stories import Source, stream_texts, text_hash
 from helpers.features.dictionary import Dictionary, normalised, save_dictionary
 
 POOL = 512  # stories whose positions are shuffled together
@@ -39,6 +39,12 @@ class Recipe:
     layer: int = 0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        whole = min(self.features, self.active, self.tokens, self.batch, self.layer + 1) > 0
+        if not whole or self.active > self.features or not 0 < self.rate < math.inf:
+            fix = "--features, --active (no more than those), --tokens and --batch of 1 or more, and a --rate above 0"
+            raise WorkbookError(f"Nothing can be trained with this recipe: give {fix}.")
+
 
 @torch.inference_mode()
 def mlp_sides(
@@ -50,12 +56,8 @@ def mlp_sides(
     for number in range(layer + 1):
         attention = model.blocks[number].attn
         side = normalised(model, stream)
-        q, k, v = (
-            torch.einsum("spm,hmd->shpd", side, weight[number]) + bias[number][:, None]
-            for weight, bias in zip(
-                (model.W_Q, model.W_K, model.W_V), (model.b_Q, model.b_K, model.b_V), strict=True
-            )
-        )
+        three = ((model.W_Q, model.b_Q), (model.W_K, model.b_K), (model.W_V, model.b_V))
+        q, k, v = (torch.einsum("spm,hmd->shpd", side, w[number]) + b[number][:, None] for w, b in three)
         local = getattr(attention.original_component, "attention_type", "global") == "local"
         seen = (back >= 0) & (back < (model.original_model.config.window_size if local else length))
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
@@ -67,7 +69,7 @@ def mlp_sides(
     return read, write
 
 
-def batches(model: TransformerBridge, source: str, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(model: TransformerBridge, source: Source, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches of positions (read, write), shuffled within pools of stories, text after text."""
     generator, context = torch.Generator().manual_seed(recipe.seed), model.cfg.n_ctx
     left: tuple[Tensor, Tensor] | None = None
@@ -110,9 +112,8 @@ class Run(training.Run):
     def __init__(self, recipe: Recipe, d_model: int, identity: str):
         self.recipe, self.identity = recipe, identity
         torch.manual_seed(recipe.seed)
-        config = SparseCoderConfig(
-            num_latents=recipe.features, k=recipe.active, transcode=True, skip_connection=recipe.skip
-        )
+        sizes = {"num_latents": recipe.features, "k": recipe.active}
+        config = SparseCoderConfig(**sizes, transcode=True, skip_connection=recipe.skip)
         self.model = SparseCoder(d_model, config)
         adam = torch.optim.Adam(self.model.parameters(), lr=recipe.rate)
         # kept with the weights: positions since each feature last fired; sum and count of the smallest active value
@@ -155,13 +156,12 @@ class Run(training.Run):
 
 
 def train(
-    run: Run, model: TransformerBridge, source: str, checkpoint: Path | None = None, stop_after: int | None = None
+    run: Run, model: TransformerBridge, text: Source, checkpoint: Path | None = None, stop_after: int | None = None
 ) -> Dictionary:
     """Train to the recipe's end, or for `stop_after` steps; a checkpoint is written every hundred steps."""
-    found, start = batches(model, source, run.recipe), run.step
-    with tqdm(
-        total=run.steps * run.recipe.batch, unit="tok", unit_scale=True, desc="dictionary", mininterval=5
-    ) as bar:
+    found, start = batches(model, text, run.recipe), run.step
+    total = run.steps * run.recipe.batch
+    with tqdm(total=total, unit="tok", unit_scale=True, desc="dictionary", mininterval=5) as bar:
         for number, (read, write) in enumerate(found):
             bar.update(len(read))
             if run.step >= run.steps or run.step - start == stop_after:
@@ -183,21 +183,21 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded", help="a model of one or two layers, as load_model names it")
-    parser.add_argument("--stories", required=True, help="text to train on: a file or a data set's name")
+    parser.add_argument("--stories", required=True, nargs="+", help="text to train on: files or a data set's name")
     parser.add_argument("--out", required=True, type=Path, help="folder of the dictionary, and of its checkpoint")
-    for field in dataclasses.fields(Recipe):
-        kind = (lambda text: text.lower() in {"1", "true", "yes"}) if field.type is bool else field.type
-        parser.add_argument(f"--{field.name}", type=kind, default=field.default)
-    options = parser.parse_args()
-    recipe = Recipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)})
+    options, recipe = training.with_recipe(parser, Recipe)
     model = load_model(options.model, max_layers=2)
+    if recipe.layer >= model.cfg.n_layers:
+        raise WorkbookError(f"{options.model} has no layer {recipe.layer}: give one below {model.cfg.n_layers}.")
     text = text_hash(stream_texts(options.stories))
-    run = Run(recipe, model.cfg.d_model, text_hash([text, options.model, json.dumps(dataclasses.asdict(recipe))]))
+    what = dataclasses.asdict(recipe)
+    run = Run(recipe, model.cfg.d_model, text_hash([text, model.fingerprint, json.dumps(what)]))
     checkpoint = options.out / "checkpoint.safetensors"
     if checkpoint.exists():
         run.resume(checkpoint)
     dictionary = train(run, model, options.stories, checkpoint)
-    record = {"model": options.model, "recipe": dataclasses.asdict(recipe), "training_text": {"sha256": text}}
+    record = {"model": options.model, "weights": model.fingerprint, "recipe": what}
+    record |= {"training_text": {"sha256": text}}
     record |= {"features": len(dictionary), "dead": recipe.features - len(dictionary), "curve": run.curve}
     save_dictionary(dictionary, options.out, record)
     checkpoint.unlink()

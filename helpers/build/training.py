@@ -28,18 +28,11 @@ def main() -> None:
     """Command line: tokenizer, training, and the finished model's folder with the record of its run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help=f"training text: {FORMS}")
-    parser.add_argument(
-        "--valid", required=True, help="the same, never trained on (a data set's split validation)"
-    )
+    parser.add_argument("--valid", required=True, help="text never trained on (a data set's split validation)")
     parser.add_argument("--out", required=True, type=Path, help="folder for the finished model")
-    parser.add_argument(
-        "--work", type=Path, default=Path("training-run"), help="folder of this run and of no other"
-    )
-    for field in dataclasses.fields(Recipe):
-        kind = (lambda text: text.lower() in {"1", "true", "yes"}) if field.type is bool else field.type
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
-    options = parser.parse_args()
-    recipe = Recipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)})
+    work = Path("training-run")
+    parser.add_argument("--work", type=Path, default=work, help="folder of this run and of no other")
+    options, recipe = with_recipe(parser, Recipe)
     torch.set_num_threads(recipe.threads)
     options.out.mkdir(parents=True, exist_ok=True)
 
@@ -74,6 +67,16 @@ def main() -> None:
     record |= {"steps": run.step, "tokens": run.seen, "seconds": round(run.seconds)}
     record |= {"machine": platform.machine(), "torch": torch.__version__, "end_of_text": END_OF_TEXT}
     write_json(options.out / "training_record.json", record | {"curve": run.curve})
+
+
+def with_recipe(parser: argparse.ArgumentParser, kind: type) -> tuple[argparse.Namespace, "Recipe"]:
+    """The options that a command was given, one for each field of a recipe among them, and that recipe."""
+    fields = dataclasses.fields(kind)
+    for field in fields:
+        read = (lambda text: text.lower() in {"1", "true", "yes"}) if field.type is bool else field.type
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=read, default=field.default)
+    options = parser.parse_args()
+    return options, kind(**{field.name: getattr(options, field.name) for field in fields})
 
 
 def claim(work: Path, run: dict) -> None:
@@ -126,9 +129,8 @@ class Recipe:
         """
         least = {"context": 2, "vocabulary": 257}  # one token to predict; all bytes and the end mark
         least |= dict.fromkeys(("tokens", "batch_tokens", "d_model", "heads", "neurons", "layers", "threads"), 1)
-        least |= dict.fromkeys(
-            ("muon_rate", "adam_rate", "weight_decay", "warmup_steps", "decay_share", "seed"), 0
-        )
+        rates = ("muon_rate", "adam_rate", "weight_decay", "warmup_steps", "decay_share", "seed")
+        least |= dict.fromkeys(rates, 0)
         for name, low in least.items():
             if not low <= getattr(self, name):
                 flag = f"--{name.replace('_', '-')} {getattr(self, name)}"
@@ -154,9 +156,8 @@ class Run:
         named = dict(self.model.named_parameters())
         inner = [p for name, p in named.items() if ".h." in name and p.ndim == 2]
         outer = [p for name, p in named.items() if not (".h." in name and p.ndim == 2)]
-        muon = torch.optim.Muon(
-            inner, lr=recipe.muon_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        own = {"weight_decay": recipe.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+        muon = torch.optim.Muon(inner, lr=recipe.muon_rate, **own)
         adam = torch.optim.AdamW(outer, lr=recipe.adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
         self.optimizers = (muon, adam)
         self.step = self.seen = 0
@@ -234,9 +235,8 @@ def train(
     A checkpoint is written every `save_every` steps, and the loss on `valid` measured every `look_every`.
     """
     start, began = run.step, time.time() - run.seconds
-    with tqdm(
-        total=run.recipe.tokens, initial=run.seen, unit="tok", unit_scale=True, desc="training", mininterval=5
-    ) as bar:
+    about = {"unit": "tok", "unit_scale": True, "desc": "training", "mininterval": 5}
+    with tqdm(total=run.recipe.tokens, initial=run.seen, **about) as bar:
         for _, batch in epochs(run.corpus, run.recipe.batch_tokens, run.recipe.seed, skip=run.step):
             if run.seen >= run.recipe.tokens or run.step - start == stop_after:
                 break

@@ -67,9 +67,8 @@ class Card:
         return {name: text for name, text in rows.items() if text}
 
     def __repr__(self) -> str:
-        shown = (
-            "".join(f"[{t}]" if i == at else t for i, t in enumerate(tokens)) for tokens, _, at in self.examples
-        )
+        mark = lambda tokens, at: "".join(f"[{t}]" if i == at else t for i, t in enumerate(tokens))  # noqa: E731
+        shown = (mark(tokens, at) for tokens, _, at in self.examples)
         rows = (f"{name}: {text}" for name, text in self.lines().items())
         return "\n".join([f"{self.part}: {self.name or 'no name'}", *(f"  {line}" for line in shown), *rows])
 

@@ -209,18 +209,16 @@ def token_classes(context: Contexts, vocabulary: int, least: int = 2) -> Int[Ten
     """The class (number in CLASSES) that each token belongs to most often as a next token; -1 where seen too seldom."""
     counts = torch.zeros(vocabulary, len(CLASSES))
     known = context.target_tag >= 0
-    counts.index_put_(
-        (context.target[known], context.target_tag[known]), torch.ones(int(known.sum())), accumulate=True
-    )
+    ones, cells = torch.ones(int(known.sum())), (context.target[known], context.target_tag[known])
+    counts.index_put_(cells, ones, accumulate=True)
     return torch.where(counts.sum(1) >= least, counts.argmax(1), -1)
 
 
 def family_tokens(context: Contexts, family: int, vocabulary: int) -> Bool[Tensor, " vocabulary"]:
     """Which tokens stand for a family's words: at least half of their occurrences as a next token are whole words of it."""
     every = torch.bincount(context.target, minlength=vocabulary)
-    inside = torch.bincount(
-        context.target[(context.target_family == family) & context.target_whole], minlength=vocabulary
-    )
+    whole = context.target[(context.target_family == family) & context.target_whole]
+    inside = torch.bincount(whole, minlength=vocabulary)
     return (inside * 2 >= every) & (inside >= 2)
 
 

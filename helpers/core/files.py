@@ -21,6 +21,10 @@ class WorkbookError(ValueError):
     """Bad input to the workbook. The message is one line and names the fix."""
 
 
+class Absent(WorkbookError):
+    """What a notebook is about is not there for this model; the report's page says so, and the report goes on."""
+
+
 def run_main(command: Callable[[], object]) -> None:
     """Run a command line's function: what its user did wrong ends it with one line on standard error and exit code 2.
 
@@ -71,9 +75,8 @@ def check_pointer(path: str | Path) -> None:
     """
     with Path(path).open("rb") as file:
         if file.read(40).startswith(b"version https://git-lfs"):
-            raise WorkbookError(
-                f"{path} is a git-lfs pointer, not the file itself: run git lfs pull in its folder (git-lfs has to be installed)."
-            )
+            what = f"{path} is a git-lfs pointer, not the file itself"
+            raise WorkbookError(f"{what}: run git lfs pull in its folder (git-lfs has to be installed).")
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -118,10 +121,8 @@ def made_with() -> dict[str, str]:
     which = stories or "the project's stories"
     which = f"the first {count} of {which}" if count else which
     scanned = os.environ.get("TINYSTORIES_SCAN", "").strip()
-    return {
-        "model": model or "embedded",
-        "stories": f"{which}, neurons counted in {scanned}" if scanned else which,
-    }
+    which = f"{which}, neurons counted in {scanned}" if scanned else which
+    return {"model": model or "embedded", "stories": which}
 
 
 def stamp(source: str) -> str:
@@ -145,14 +146,12 @@ def results_folder(model_name: str = "embedded") -> Path:
     """
     beside = Path.cwd().parent
     if (beside / "helpers" / "core").is_dir() and not beside.samefile(ROOT):
-        raise WorkbookError(
-            f"This notebook stands in {beside} and would use the helpers of {ROOT}: open it with make lab."
-        )
+        what = f"This notebook stands in {beside} and would use the helpers of {ROOT}"
+        raise WorkbookError(f"{what}: open it with make lab.")
     if os.environ.get("TINYSTORIES_RESULTS"):
         return Path(os.environ["TINYSTORIES_RESULTS"]).expanduser()
-    stories, count, scanned = (
-        os.environ.get(f"TINYSTORIES_{name}", "").strip() for name in ("STORIES", "COUNT", "SCAN")
-    )
+    settings = (os.environ.get(f"TINYSTORIES_{name}", "").strip() for name in ("STORIES", "COUNT", "SCAN"))
+    stories, count, scanned = settings
     if model_name == "embedded" and not stories and not count and not scanned:
         return Path(os.environ.get("TINYSTORIES_LAB") or ROOT)
     sources = absolute(model_name), stories and absolute(stories), scanned and absolute(scanned, True)

@@ -25,9 +25,7 @@ MODELS = DATA / "models"  # embedded, and any others as embedded:NAME
 EMBEDDED_MODEL = MODELS / "embedded"
 PUBLISHED_MODEL = "roneneldan/TinyStories-1Layer-21M"
 TRAINED_CONTEXT = 512  # positions that TinyStories models were trained at; a checkpoint may declare more
-WAYS = (
-    f"embedded, a folder, a hub checkpoint such as {PUBLISHED_MODEL}, or random:NAME for the twin of any of them"
-)
+WAYS = f"embedded, a folder, a hub checkpoint such as {PUBLISHED_MODEL}, or random: before any for its twin"
 STACKED = {f"{kind}_{name}" for kind in "Wb" for name in ("Q", "K", "V", "O", "in", "out")}  # by layer
 VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
 TOKENIZER = (*VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -64,9 +62,8 @@ def load_model(
 
 def load_parts(name: str, max_layers: int | None = None) -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerBase]:
     """The transformers model and the tokenizer behind a name, as `load_model` takes it."""
-    twin, source = name.startswith("random:"), resolve_source(name.removeprefix("random:"))
-    folder = Path(source) if Path(source).is_dir() else _fetch(source, [] if twin else WEIGHTS)
-    config = _config(folder, source)
+    twin = name.startswith("random:")
+    source, folder, config = _found(name, [] if twin else WEIGHTS)
     if max_layers and (layers := config.num_layers) > max_layers:
         raise WorkbookError(f"{source} has {layers} layers and this is for {max_layers}: choose a smaller model.")
     tokenizer = _tokenizer(folder, source, config)
@@ -74,6 +71,13 @@ def load_parts(name: str, max_layers: int | None = None) -> tuple[tf.PreTrainedM
     number = re.search(r"(?:seed|half)-(\d+)$", source)
     seed = int(number[1]) if number else 0  # twins of seeds differ too
     return (_random_twin(config, size, seed) if twin else _trained(folder, source, config, size)), tokenizer
+
+
+def work(name: str) -> int:
+    """How many weights each token meets in a model (see `load_model`): what time and memory grow with."""
+    config = _found(name, [])[2]
+    width, neurons = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
+    return width * (config.vocab_size + config.num_layers * (4 * width + 2 * neurons))
 
 
 def bridge(
@@ -85,9 +89,8 @@ def bridge(
         digest.update(weight.detach().cpu().contiguous().numpy())
     tokenizer.add_bos_token = True  # else transformer-lens reads it anew from its folder
     tokenizer.init_kwargs |= {"add_bos_token": True, "name_or_path": tokenizer.name_or_path}
-    model = TransformerBridge.boot_transformers(
-        name, hf_model=hf_model.to(device), tokenizer=tokenizer, device=device
-    )
+    there = {"tokenizer": tokenizer, "device": device}
+    model = TransformerBridge.boot_transformers(name, hf_model=hf_model.to(device), **there)
     model.enable_compatibility_mode()
     model.cfg.n_ctx = min(model.cfg.n_ctx, TRAINED_CONTEXT)
     model.requires_grad_(False)
@@ -156,6 +159,13 @@ def resolve_source(name: str) -> str:
     raise WorkbookError(f"No model named {name!r}: give {WAYS}.")
 
 
+def _found(name: str, weights: list[str]) -> tuple[str, Path, tf.PretrainedConfig]:
+    """The folder or hub name behind a model's name, its folder (with some of these weights) and its configuration."""
+    source = resolve_source(name.removeprefix("random:"))
+    folder = Path(source) if Path(source).is_dir() else _fetch(source, weights)
+    return source, folder, _config(folder, source)
+
+
 def _fetch(source: str, weights: list[str]) -> Path:
     """The hub's cache of a checkpoint: a folder with its configuration, its tokenizer and its weights."""
     optional = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
@@ -182,9 +192,8 @@ def _config(folder: Path, source: str) -> tf.PretrainedConfig:
     try:
         config = tf.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the libraries raise many kinds for a file they cannot parse
-        raise WorkbookError(
-            f"{path} cannot be read ({type(error).__name__}): restore it from its source."
-        ) from None
+        what = f"{path} cannot be read ({type(error).__name__})"
+        raise WorkbookError(f"{what}: restore it from its source.") from None
     if config.model_type != "gpt_neo":
         kind = f"{source} is a {config.model_type}, not a GPT-Neo"
         raise WorkbookError(f"{kind}: choose a GPT-Neo checkpoint such as {PUBLISHED_MODEL}.")

@@ -185,9 +185,8 @@ def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edit
     """
     count, number = model.cfg.n_layers, getattr(model, "number", 0) if isinstance(model, Layer) else 0
     if count > 1 and not isinstance(model, Layer):
-        raise WorkbookError(
-            f"{model.cfg.model_name} has {count} layers and this is for models of one: give one of its `layers(model)`."
-        )
+        what = f"{model.cfg.model_name} has {count} layers and this is for models of one"
+        raise WorkbookError(f"{what}: give one of its `layers(model)`.")
     found: dict[str, Tensor] = {}
 
     def keep(value: Tensor, hook, name: str) -> Tensor:

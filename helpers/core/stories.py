@@ -8,7 +8,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from helpers.core.files import DATA, FILE_NAME, WorkbookError, check_pointer
 
 STORIES = DATA / "stories" / "stories.jsonl"
 Split = Literal["explore", "confirm"]
+Source = str | Path | Sequence[str | Path]  # one, or several, one after the other
 CLASSES = ["NOUN", "PROPN", "PRON", "VERB", "AUX", "ADJ", "ADV", "DET", "ADP", "CCONJ", "SCONJ", "PART"]
 CLASSES += ["NUM", "INTJ", "PUNCT", "SPACE", "X", "SYM"]  # universal parts of speech
 SPACE = "SPACE"  # the class of tokens that hold no word: line breaks
@@ -70,7 +71,7 @@ def quotes(text: str) -> int:
     return sum(text.count(mark) for mark in '"“”')
 
 
-def stream_stories(source: str | Path | None = None, split: Split | None = None) -> Iterator[Story]:
+def stream_stories(source: Source | None = None, split: Split | None = None) -> Iterator[Story]:
     """Stream stories from the project's set (default), a file of stories, or a data set.
 
     Args:
@@ -84,14 +85,13 @@ def stream_stories(source: str | Path | None = None, split: Split | None = None)
         raise WorkbookError(f"No split named {split!r}: choose explore or confirm, or leave it out for both.")
     for record in stream_records(source or os.environ.get("TINYSTORIES_STORIES", "").strip() or STORIES):
         words = _words(record) if record.keys() >= TAGS else ()
-        story = Story(
-            record["text"], *(str(record.get(key, "")) for key in ("id", "theme", "person", "tense")), words
-        )
+        facts = (str(record.get(key, "")) for key in ("id", "theme", "person", "tense"))
+        story = Story(record["text"], *facts, words)
         if split in (None, story.split):
             yield story
 
 
-def load_stories(source: str | Path | None = None, split: Split | None = None) -> list[Story]:
+def load_stories(source: Source | None = None, split: Split | None = None) -> list[Story]:
     """The stories of `stream_stories`, with its arguments and its errors, in a list.
 
     The environment variable TINYSTORIES_COUNT limits it to the first so many, for a quick look or a slow machine.
@@ -207,13 +207,13 @@ def align(words: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[in
     return result
 
 
-def stream_records(source: str | Path, split: str = "train") -> Iterator[dict]:
+def stream_records(source: Source, split: str = "train") -> Iterator[dict]:
     """Stream the records of a story source, one at a time, in order.
 
     Args:
-        source: a file of one of FORMS, the folder of a data set, or the name of a published one (streamed through
-            `datasets`). In text, stories end at `<|endoftext|>`, or at blank lines where there is none. Of
-            TinyStories-Instruct's form the story is taken.
+        source: a file of one of FORMS, the folder of a data set, the name of a published one (streamed through
+            `datasets`), or several of these, one after another. In text, stories end at `<|endoftext|>`, or at blank
+            lines where there is none. Of TinyStories-Instruct's form the story is taken.
         split: the split of a data set; files have none.
 
     Yields:
@@ -223,6 +223,9 @@ def stream_records(source: str | Path, split: str = "train") -> Iterator[dict]:
         WorkbookError: no such file or a form that is not read, an empty file, text that is not UTF-8, a line that is
             not JSON (with its number) or has no text, a data set that cannot be reached.
     """
+    if not isinstance(source, str | Path):
+        yield from chain.from_iterable(stream_records(one, split) for one in source)
+        return
     path, name = Path(source).expanduser(), str(source)
     kind, is_name = FILE_NAME.search(name), re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
     if path.is_file() and kind:
@@ -235,14 +238,13 @@ def stream_records(source: str | Path, split: str = "train") -> Iterator[dict]:
         raise WorkbookError(f"The story file {path} {what}: give one of these: {FORMS}.")
     first = next(found, None)
     if first is None:
-        raise WorkbookError(
-            f"{path.name} holds no story: put an object with a text on each line of a .jsonl file."
-        )
+        what = f"{path.name} holds no story"
+        raise WorkbookError(f"{what}: put an object with a text on each line of a .jsonl file.")
     yield first
     yield from found
 
 
-def stream_texts(source: str | Path, split: str = "train") -> Iterator[str]:
+def stream_texts(source: Source, split: str = "train") -> Iterator[str]:
     """The texts of `stream_records`, with its arguments and its errors."""
     return (record["text"] for record in stream_records(source, split))
 

@@ -44,9 +44,8 @@ def card(scan: Scan, part: str | Parts, test: Scan | None = None) -> Card:
         basis = load_dictionary(scan.model) if kind == "feature" else None
         sizes = {"neuron": scan.model.cfg.d_mlp, "head": scan.model.cfg.n_heads, "feature": len(basis or ())}
         if not (number.isdigit() and int(number) < sizes.get(kind, 0)):
-            raise WorkbookError(
-                f"No part {part!r}: say neuron, head or feature and its number, as in 'neuron 12'."
-            )
+            what = f"No part {part!r}"
+            raise WorkbookError(f"{what}: say neuron, head or feature and its number, as in 'neuron 12'.")
         means = {"neuron": lambda: scan.means, "head": lambda: scan.z.mean(0)}.get(kind, lambda: None)()
         part = Parts(part, kind, torch.tensor([int(number)]), means=means, basis=basis)
     return cards(scan, part, test)[0]
@@ -153,9 +152,7 @@ def feeders(
         places[here[torch.linspace(0, max(0, len(here) - 1), min(len(here), PLACES)).long()], k] = True
     heads, fed = parts.kind == "head", [{}] * len(parts)
     if heads:
-        reading = torch.eye(model.cfg.n_heads)[
-            :, None, parts.index
-        ]  # a head's own pattern, and nothing of the others
+        reading = torch.eye(model.cfg.n_heads)[:, None, parts.index]  # a head's own pattern alone
     else:
         read = read_directions(model, parts.index) if not parts.basis else parts.basis.W_enc[:, parts.index]
         read = read - read.mean(0)

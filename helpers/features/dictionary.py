@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.core.files import ROOT, WorkbookError, write_atomic, write_json
+from helpers.core.files import ROOT, Absent, WorkbookError, write_atomic, write_json
 from helpers.core.logits import layernorm_scale
 from helpers.core.model import resolve_source
 from helpers.core.scan import Scan
 
-WEIGHTS = "sae_weights.safetensors"
+WEIGHTS, RECORD = "sae_weights.safetensors", "training_record.json"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -67,18 +67,16 @@ class Dictionary:
     def activations(self, scan: Scan) -> Float[Tensor, "n feature"]:
         """All features at every position of a scan."""
         found = torch.empty(len(scan), len(self))
-        for own, stream in zip(
-            found.split(4096), scan.resid_mid.split(4096), strict=True
-        ):  # encode holds three of each
+        parts = zip(found.split(4096), scan.resid_mid.split(4096), strict=True)
+        for own, stream in parts:  # encode holds three of each
             own[:] = self.encode(normalised(scan.model, stream))
         return found
 
     @property
     def hash(self) -> str:
         """Eight characters that name these weights."""
-        return hashlib.sha256(
-            self.W_enc.half().numpy().tobytes() + self.W_dec.half().numpy().tobytes()
-        ).hexdigest()[:8]
+        both = self.W_enc.half().numpy().tobytes() + self.W_dec.half().numpy().tobytes()
+        return hashlib.sha256(both).hexdigest()[:8]
 
 
 def normalised(model: TransformerBridge, resid_mid: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
@@ -98,7 +96,7 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path, record: dict) ->
     config = {"architecture": f"jumprelu_{skip}transcoder", "d_in": d_model, "d_sae": features, "d_out": d_model}
     config |= {"dtype": "float16", "device": "cpu", "apply_b_dec_to_input": False, "normalize_activations": "none"}
     write_atomic(folder / WEIGHTS, lambda path: save_file(half, path))
-    write_json(folder / "training_record.json", record)
+    write_json(folder / RECORD, record)
     return write_json(folder / "cfg.json", config | {"reshape_activations": "none", "metadata": metadata})
 
 
@@ -114,23 +112,24 @@ def load_dictionary(source: str | Path | TransformerBridge) -> Dictionary:
     folder = own_folder(source.cfg.model_name) if isinstance(source, TransformerBridge) else Path(source)
     if not (folder / "cfg.json").is_file():
         name = f"--model {source.cfg.model_name} --out {folder}" if isinstance(source, TransformerBridge) else ""
-        raise WorkbookError(f"No dictionary in {folder}: python -m helpers.build.dictionary --stories TEXT {name}")
+        raise Absent(f"No dictionary in {folder}: python -m helpers.build.dictionary --stories TEXT {name}")
     try:
         config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
+        if "weights" in record and record["weights"] != getattr(source, "fingerprint", record["weights"]):
+            raise Absent(f"The dictionary in {folder} is of other weights than this model's: train it anew.")
         tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
         if "transcoder" not in config["architecture"]:
-            raise WorkbookError(
-                f"{folder} holds a {config['architecture']}, not a transcoder: train one of the MLP."
-            )
+            what = f"{folder} holds a {config['architecture']}, not a transcoder"
+            raise WorkbookError(f"{what}: train one of the MLP.")
         tensors.setdefault("threshold", torch.zeros(config["d_sae"]))
         layer = int(config.get("metadata", {}).get("hook_name", "blocks.0.").split(".")[1])
         return Dictionary(**tensors, layer=layer)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, WorkbookError):
             raise
-        raise WorkbookError(
-            f"{folder} is no dictionary ({type(error).__name__}): fetch or train it again."
-        ) from None
+        reason = type(error).__name__
+        raise WorkbookError(f"{folder} is no dictionary ({reason}): fetch or train it again.") from None
 
 
 def own_folder(name: str) -> Path:

@@ -176,9 +176,7 @@ def longer(variables: Variables, fires: Bool[np.ndarray, " n"], rule: Rule) -> l
     used, found = {condition.variable for condition in rule.conditions}, []
     for number in np.argsort(-scores.max(1), kind="stable"):
         if names[number] not in used and counts[0, number, 0] and len(found) < BEAM:
-            best = int(
-                (scores[number] >= scores[number].max() - SLACK).argmax()
-            )  # the shortest list that is as good
+            best = int((scores[number] >= scores[number].max() - SLACK).argmax())  # the shortest as good
             read = variables.words[names[number]]
             listed = variables.values[some[owner == number][: best + 1]].tolist()
             condition = Condition(names[number], tuple(listed), tuple(map(read, listed)))

@@ -144,9 +144,7 @@ def _one_token(model: TransformerBridge, word: str | int) -> int:
         return word
     ids = model.tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        raise WorkbookError(
-            f"{word!r} is {len(ids)} tokens of this model: give one that is a single token (mind the space)."
-        )
+        raise WorkbookError(f"{word!r} is {len(ids)} tokens of this model: give a single token (mind the space).")
     return ids[0]
 
 

@@ -36,9 +36,8 @@ def composition_scores(
     reads = {"Q": (q, k), "K": (k, q), "V": (second.W_V[0], second.W_O[0].transpose(1, 2))}
     (_, size, right), d_model = write, first.cfg.d_model
     generator, rank = torch.Generator().manual_seed(seed), right.shape[-1]
-    turned = torch.linalg.qr(torch.randn(draws, d_model, rank, generator=generator)).Q[
-        :, :rank
-    ]  # of two random frames
+    # of two random frames
+    turned = torch.linalg.qr(torch.randn(draws, d_model, rank, generator=generator)).Q[:, :rank]
     found = {}
     for side, matrices in reads.items():
         left, values, _ = _factored(*matrices)

@@ -115,9 +115,7 @@ def _groups(scan: Scan, by: str | dict[str, Words]) -> tuple[Int[Tensor, " n"], 
         names, group = [*CLASSES, "no class"], torch.where(scan.context.tag >= 0, scan.context.tag, len(CLASSES))
     else:
         if isinstance(by, str) and by != "family":
-            raise WorkbookError(
-                f"No grouping named {by!r}: class, family, token, distance, or a dictionary of words."
-            )
+            raise WorkbookError(f"No grouping named {by!r}: class, family, token, distance, or a dict of words.")
         kinds = {name: family(name) for name in vocabulary_of_families()["families"]} if by == "family" else by
         names, group = [*kinds, "other words"], torch.full((len(scan),), len(kinds))
         for number, kind in reversed(list(enumerate(kinds.values()))):

@@ -25,9 +25,7 @@ def token_and_position(
 @torch.inference_mode()
 def mean_token_side(scan: Scan) -> Float[Tensor, " d_model"]:
     """Mean of the token side over a scan: what all tokens have in common."""
-    total = sum(
-        batch.flat(token_and_position(batch.model, batch.streams)[0]).double().sum(0) for batch in scan.walk()
-    )
+    total = sum(b.flat(token_and_position(b.model, b.streams)[0]).double().sum(0) for b in scan.walk())
     return (total / len(scan.whole or scan)).float()
 
 

@@ -66,6 +66,5 @@ def senders(scan: Scan, neuron: int, reach: int = 30, least: int = 10) -> pd.Dat
     known, push = (x[push.sum(1).argsort(descending=True)] for x in (known, push))
     decode = decoder(scan.model.tokenizer)
     names = [f"head {h}" for h in range(heads)]
-    return pd.DataFrame(push.tolist(), index=[decode(t) for t in known.tolist()], columns=names).assign(
-        token=known
-    )
+    table = pd.DataFrame(push.tolist(), index=[decode(t) for t in known.tolist()], columns=names)
+    return table.assign(token=known)

@@ -95,9 +95,7 @@ def _chunk_effects(
     log_p = (logits + model.b_U).log_softmax(-1)
     p = log_p.exp()
     weighted = p * logits
-    mean_b, raw = (torch.cat([p, weighted]) @ model.W_U.T @ table.w.T).chunk(
-        2
-    )  # not p @ B^T: neurons × vocabulary
+    mean_b, raw = (torch.cat([p, weighted]) @ model.W_U.T @ table.w.T).chunk(2)  # p @ B^T is quadratic
     mean_l = weighted.sum(-1, keepdim=True)
     var_l = (weighted * logits).sum(-1, keepdim=True) - mean_l**2
     squared = torch.cat([p @ part.square().T for part in table.logits.split(512)], 1)

@@ -125,9 +125,8 @@ def matched_sets(scan: Scan, parts: Parts, alike: Alike = "size", count: int = 1
     if alike != "size":
         effect = getattr(parts, alike, None)
         if effect is None:
-            raise WorkbookError(
-                f"These neurons were not found by their {alike}: find_neurons(scan, reads=…, writes=…)."
-            )
+            what = f"These neurons were not found by their {alike}"
+            raise WorkbookError(f"{what}: find_neurons(scan, reads=…, writes=…).")
         features, pool = torch.cat([features, effect[:, None].expand(-1, 4)], 1), 10  # its distance counts twice
         other = parts.writing if alike == "reading" else parts.reading
         usable = usable if other is None else other < parts.least

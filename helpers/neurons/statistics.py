@@ -163,7 +163,7 @@ def _groups(batch: Scan) -> dict[str, Int[Tensor, " n"]]:
     story in bins that double; a number made of the theme's name."""
     number = {name: i for i, name in enumerate(CLASSES)}
     tags = [number.get(tag, -1) for story in batch.encoded for tag in story.universal[:-1]]
-    themes = [_code(story.story.theme) for story in batch.encoded for _ in story.tokens[1:]]
+    themes = [n for s in batch.encoded for n in [_code(s.story.theme)] * (len(s.tokens) - 1)]
     place = torch.bucketize(batch.pos + 1, torch.tensor(POSITION_EDGES), right=True) - 1
     previous = torch.where(batch.pos > 0, batch.token.roll(1), batch.token)
     columns = (batch.token, previous, torch.tensor(tags), place.clamp(max=len(POSITIONS)), torch.tensor(themes))

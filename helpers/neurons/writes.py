@@ -62,8 +62,7 @@ def class_transitions(context: Contexts) -> Float[Tensor, "class class"]:
     0 where either is rare."""
     counts = torch.zeros(len(CLASSES), len(CLASSES))
     known = (context.tag >= 0) & (context.target_tag >= 0)
-    counts.index_put_(
-        (context.tag[known], context.target_tag[known]), torch.ones(int(known.sum())), accumulate=True
-    )
+    ones, cells = torch.ones(int(known.sum())), (context.tag[known], context.target_tag[known])
+    counts.index_put_(cells, ones, accumulate=True)
     expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
     return torch.where(expected >= 1, ((counts + 1) / (expected + 1)).log(), 0)

@@ -36,9 +36,7 @@ def load_tables(path: str | Path = TABLES) -> Tables:
         WorkbookError: there are none.
     """
     if not Path(path).is_file():
-        raise WorkbookError(
-            f"No tables at {path}: make them with python -m helpers.build.handwritten --data TEXT."
-        )
+        raise WorkbookError(f"No tables at {path}: make them, python -m helpers.build.handwritten --data TEXT.")
     with safe_open(path, "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     return {

@@ -64,9 +64,7 @@ class Finding:
 
     def record(self) -> dict:
         """The finding as plain data, numbers rounded as printed; what could not be measured is null."""
-        sides = {
-            name: dataclasses.astuple(getattr(self.pair, name)) for name in ("value", "control", "difference")
-        }
+        sides = {n: dataclasses.astuple(getattr(self.pair, n)) for n in ("value", "control", "difference")}
         numbers = {name: [_rounded(end, self.digits) for end in side] for name, side in sides.items()}
         names = ("sentence", "unit", "least", "why", "split", "digits", "verdict")
         rivals = {name: getattr(self.pair, name) for name in ("control_name", "beaten", "tried")}

@@ -136,9 +136,8 @@ class Library:
             rows = [Entry(**{name: row[name] for name in FIELDS if name in row}) for row in data["entries"]]
             owner, groups = data["model"], dict(data.get("groups", {}))
         except (ValueError, KeyError, TypeError) as error:
-            raise WorkbookError(
-                f"{path} is not a library ({error!s:.80}): delete it and run the notebooks again."
-            ) from None
+            what = f"{path} is not a library ({error!s:.80})"
+            raise WorkbookError(f"{what}: delete it and run the notebooks again.") from None
         if owner != model:
             raise WorkbookError(f"{path.name} is the library of {owner}, not of {model}: give another file.")
         return cls(model, rows, groups)

@@ -7,15 +7,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from tqdm.auto import tqdm
 
-from helpers.core.files import ROOT, WorkbookError, made_with, results_folder, write_text
-from helpers.core.model import EMBEDDED_MODEL
+from helpers.core.files import ROOT, WorkbookError, absolute, made_with, results_folder, write_text
+from helpers.core.model import EMBEDDED_MODEL, work
+from helpers.core.stories import STORIES, load_stories, stream_stories
 from helpers.report.findings import read_findings
 from helpers.report.frontpage import for_model, refresh
 from helpers.report.library import Library
@@ -29,8 +31,10 @@ DEFAULT = {"model": "embedded", "stories": "the project's stories"}
 def execute(path: Path, timeout: int = 1800, done: Callable[[], object] = lambda: None) -> nbformat.NotebookNode:
     """Run a notebook's cells in order in a fresh kernel; `done` is called after each. No widget state is stored.
 
+    A notebook whose subject the model lacks (`Absent`) ends with the cell that says so, its one line as output.
+
     Raises:
-        WorkbookError: a cell refused what its user gave.
+        WorkbookError: a cell refused what its user gave, or took longer than `timeout` seconds.
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     return asyncio.run(_execute(path, timeout, done))
@@ -44,48 +48,71 @@ async def _execute(path: Path, timeout: int, done: Callable[[], object]) -> nbfo
         extra_arguments=["--log-level=ERROR"],  # not that its socket is unencrypted
     )  # fmt: skip
     client.on_cell_executed = lambda **_: done()
-    start = time.monotonic()
+    client.on_cell_error = lambda cell_index, **_: ended.append(cell_index)
+    start, ended = time.monotonic(), []
     try:
         await client.async_execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
+    except CellTimeoutError:
+        what = f"{path.name}: a cell took more than {duration(timeout)}, far longer than expected"
+        raise WorkbookError(f"{what}: TINYSTORIES_COUNT=24 takes fewer stories.") from None
     except CellExecutionError as error:
         if error.ename == "WorkbookError":
             raise WorkbookError(f"{path.name}: {error.evalue}") from None
-        raise
+        if error.ename != "Absent":
+            raise
+        del notebook.cells[ended[0] + 1 :]
+        notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text=error.evalue)]
     tidy(notebook).metadata["seconds"] = 10 * round((time.monotonic() - start) / 10)
     return notebook
 
 
 def duration(seconds: float) -> str:
-    """As in "40 s" or "3 min"."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    """As in "40 s", "3 min" or "2.5 h"."""
+    minutes = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.0f} s" if seconds < 90 else minutes
 
 
-async def execute_all(
-    sources: list[Path], finished: Callable[[Path, nbformat.NotebookNode], object], kept: Path
-) -> None:
+def longer() -> tuple[float, float]:
+    """How many times as large as the embedded model this one is, and how many times as long as the stored runs one with
+    these settings should take: nine tenths of the time grow with the weights that a token meets and with the stories.
+    """
+    about = made_with()
+    if about == DEFAULT:
+        return 1.0, 1.0
+    size = work(absolute(about["model"])) / work("embedded")
+    limited = os.environ.get("TINYSTORIES_COUNT", "").strip()  # else no more than 2,000 are counted
+    stories = load_stories(split="explore") if limited else list(islice(stream_stories(split="explore"), 2000))
+    return size, 0.1 + 0.9 * size * len(stories) / len(list(stream_stories(STORIES, "explore")))
+
+
+async def execute_all(sources: list[Path], finished: Callable[[Path, dict], object], kept: Path) -> None:
     """Execute notebooks, AT_ONCE of them at a time, saying which are done and how long the others should take.
 
-    Until all are done, each stays in the folder `kept`, from which a run that was stopped goes on.
+    Of a large model one at a time, for the memory. Until all are done, each stays in the folder `kept`, from which a
+    run that was stopped goes on.
     """
     stored = {path: nbformat.read(path, as_version=4) for path in sources}
-    left = {path: notebook.metadata.get("seconds", 60) for path, notebook in stored.items()}
+    size, times = longer()
+    left = {path: times * notebook.metadata.get("seconds", 60) for path, notebook in stored.items()}
+    limit, at_once = int(max(1800, 3 * max(left.values()))), AT_ONCE if size < 8 else 1
     # nbclient would let Ctrl-C end the notebook that was started last; so it stops this function, which ends all
     asyncio.get_running_loop().add_signal_handler = lambda *_: None
-    start, planned, free = time.monotonic(), sum(left.values()), asyncio.Semaphore(AT_ONCE)
+    start, planned, free = time.monotonic(), sum(left.values()), asyncio.Semaphore(at_once)
     cells = sum(cell.cell_type == "code" for notebook in stored.values() for cell in notebook.cells)
 
     async def one(path: Path) -> None:
         file = kept / f"{path.stem}-{_version(path)}.ipynb"
         async with free:
             if not file.exists():
-                write_text(file, nbformat.writes(await _execute(path, 1800, bar.update)))
+                write_text(file, nbformat.writes(await _execute(path, limit, bar.update)))
         finished(path, nbformat.read(file, as_version=4))
         expected, spent = left.pop(path), time.monotonic() - start
-        pace = spent / (planned - sum(left.values())) if planned > expected else 1 / AT_ONCE  # of this machine
+        pace = spent / (planned - sum(left.values())) if planned > expected else 1 / at_once  # of this machine
         more = f"about {duration(pace * sum(left.values()))} to go" if left else f"in {duration(spent)}"
         bar.write(f"{len(sources) - len(left)} of {len(sources)}: {path.name}; {more}")
 
-    print(f"{len(sources)} notebooks, {AT_ONCE} at a time: about {duration(planned / AT_ONCE)}", flush=True)
+    fewer = "; TINYSTORIES_COUNT=24 takes 24 stories of each half" * (planned > 3600)
+    print(f"{len(sources)} notebooks, {at_once} at a time: about {duration(planned / at_once)}{fewer}", flush=True)
     with tqdm(total=cells, unit=" cells", leave=False, disable=None) as bar:
         tasks = [asyncio.ensure_future(one(path)) for path in sources]
         try:
@@ -99,7 +126,11 @@ async def execute_all(
 
 def _version(path: Path) -> str:
     """What changes with a notebook's cells, with the helpers, and with the model and the stories of this run."""
-    facts = [repr(made_with()), *(cell.source for cell in nbformat.read(path, as_version=4).cells)]
+    about = made_with()  # its folder's name tells weights and stories that were written anew
+    facts = [
+        f"{about} {results_folder(about['model'])}",
+        *(cell.source for cell in nbformat.read(path, as_version=4).cells),
+    ]
     facts += [file.read_text(encoding="utf-8") for file in sorted((ROOT / "helpers").rglob("*.py"))]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:12]
 

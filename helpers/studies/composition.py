@@ -155,7 +155,8 @@ def from_last_words(explore: Scan, ends: Scan) -> Scan:
 @torch.inference_mode()
 def main_effects(inputs: Inputs, partners: Inputs) -> Float[Tensor, "2 n neuron"]:
     """Every neuron's mean answer to what comes from here, whatever the story (those of the partners, each an exact
-    exchange), and to what comes from the story, wherever the words."""
+    exchange), and to what comes from the story, wherever the words. Without partners: those of the first 16 of its own."""
+    partners = partners if len(partners.here) else inputs.at(*2 * [torch.arange(min(16, len(inputs.here)))])
     of_here = sum(activations(inputs.model, inputs.here + story) for story in partners.story)
     of_story = sum(activations(inputs.model, inputs.story + here) for here in partners.here)
     return torch.stack([of_here, of_story]) / len(partners.here)

@@ -123,9 +123,7 @@ class Cells:
         """
         tokens = [[_tokens(model, made.words[theme][name]) for theme in made.themes] for name in made.classes]
         if min(len(cell) for row in tokens for cell in row) < LEAST_WORDS:
-            raise WorkbookError(
-                "The tokenizer splits most words of a cell: add words to helpers/data/stimuli.json."
-            )
+            raise WorkbookError("The tokenizer splits most words of a cell: add words to data/stimuli.json.")
         means = [torch.stack([model.W_U.T[cell].mean(0) for cell in row]) for row in tokens]
         biases = [torch.stack([model.b_U[cell].mean() for cell in row]) for row in tokens]
         return cls(model, torch.stack(means), torch.stack(biases))
