@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import ipywidgets
@@ -166,6 +167,17 @@ def test_a_pane_shows_an_error_of_the_workbook_as_one_escaped_line(monkeypatch):
     monkeypatch.setattr(widgets, "display", lambda *things: kept.extend(things))
     press(widgets.pane(refuse))
     assert [line._repr_html_() for line in kept] == ["<p>The &lt;prompt&gt; is empty.</p>"] * 2
+
+
+def test_a_pane_stays_usable_after_an_error_that_nobody_expected(shown):
+    number = ipywidgets.IntText(1)
+    pane = widgets.pane(lambda number: 6 // number, number=number)
+    number.value = 0
+    with suppress(ZeroDivisionError):
+        press(pane)
+    number.value = 2
+    press(pane)
+    assert shown == [6, 3]
 
 
 def test_picking_an_example_fills_its_box_and_runs(shown):

@@ -130,9 +130,11 @@ def pane(
     def run(change: dict) -> None:
         if change["new"]:
             area.clear_output(wait=True)
-            with area:
-                display(*results())
-            button.value = False
+            try:
+                with area:
+                    display(*results())
+            finally:  # an error that nobody expected leaves the pane usable
+                button.value = False
 
     def press(*_) -> None:
         button.value = True
