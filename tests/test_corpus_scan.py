@@ -161,7 +161,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_the_command_scans_and_prints_the_dashboards_address(tiny_folder, text, whole, tmp_path):
     given = ["--stories", str(text), "--model", str(tiny_folder), "--out", str(tmp_path / "out")]
-    done = run(*given, "--split", "all", "--workers", "2", "--part", "16")
+    done = run(*given, "--split", "all", "--workers", "1", "--part", "16")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "dashboard: http://" in done.stdout and f"TINYSTORIES_SCAN={tmp_path / 'out'}" in done.stdout
     stats, about = NeuronStats.read(tmp_path / "out" / SCANNED)

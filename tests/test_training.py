@@ -190,7 +190,7 @@ def command(tmp_path_factory, stories):
     rows = [{"text": story.text} for story in stories]
     data = write_json_lines(folder / "data.jsonl", rows[:200])
     valid = write_json_lines(folder / "valid.jsonl", rows[200:220])
-    recipe = vars(RECIPE) | {"tokens": 150_000, "batch_tokens": 512}
+    recipe = vars(RECIPE) | {"tokens": 90_000, "batch_tokens": 512}
     options = [part for key, value in recipe.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     start = [sys.executable, "-m", "helpers.build.training", "--data", data, "--valid", valid, *options]
     return lambda out: subprocess.Popen(
