@@ -24,7 +24,7 @@ TOP_LEVEL = {
     "notebooks", "helpers", "environment.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "tests",
     "figures", "Makefile", "pyproject.toml", "LICENSE", ".gitignore", ".ci",
 }  # fmt: skip
-LINES = 10_600  # of helpers/, in all; this number is only ever lowered (10,500 is the aim)
+LINES = 10_500  # of helpers/, in all; this number is only ever lowered
 FLOORS = ["core", "neurons", "heads", "features", "studies", "rebuild"]  # each imports those before it
 BESIDE = {
     "figures": {"core", "neurons", "heads", "features"},
