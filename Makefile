@@ -66,5 +66,7 @@ setup: $(READY)
 	@echo "== Setting up .venv: about 2 GB, a few minutes, once"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	@echo "== The larger model of notebook 08 (93 MB, once)"
+	-@$(BIN)/python -m helpers.build.larger
 	@touch .venv/.ready
 	@echo "== .venv is ready"

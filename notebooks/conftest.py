@@ -10,6 +10,7 @@ import pytest
 _scratch = tempfile.TemporaryDirectory(prefix="workbook-notebooks-")
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # kernels import the helpers beside the notebooks
 os.environ.setdefault("TINYSTORIES_RESULTS", _scratch.name)
+os.environ["TINYSTORIES_LARGER"] = "stored"  # notebook 08 takes minutes to measure: its stored numbers are read
 for _name in ("TINYSTORIES_MODEL", "TINYSTORIES_STORIES", "TINYSTORIES_COUNT"):
     os.environ.pop(_name, None)  # what is stored was made without them
 

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 REPORT = (  # the report's own notebooks; the rules made for them bind no other
     "01_model_tour", "02_mlp_neurons", "03_attention_heads", "04_syntax_and_content", "05_handcrafted_weights",
-    "06_features", "07_two_layers",
+    "06_features", "07_two_layers", "08_larger_models",
 )  # fmt: skip
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in REPORT]
 
@@ -22,7 +22,7 @@ os.environ |= {
     "TINYSTORIES_RESULTS": f"{_scratch.name}/results",
     "TINYSTORIES_CACHE": f"{_scratch.name}/cache",
 }
-for _name in ("TINYSTORIES_MODEL", "TINYSTORIES_STORIES", "TINYSTORIES_COUNT"):
+for _name in ("TINYSTORIES_MODEL", "TINYSTORIES_STORIES", "TINYSTORIES_COUNT", "TINYSTORIES_LARGER"):
     os.environ.pop(_name, None)
 
 # ruff: noqa: E402 (the settings above have to stand before the first import that reads them)

@@ -46,10 +46,10 @@ def run_main(command: Callable[[], object]) -> None:
 def absolute_settings() -> None:
     """Let the settings mean what they mean in the current folder, for kernels that run in another one.
 
-    Paths in TINYSTORIES_MODEL, _STORIES, _RESULTS, _CACHE and _SCAN become absolute (`~` is the home); names of checkpoints
+    Paths in TINYSTORIES_MODEL, _STORIES, _RESULTS, _CACHE, _SCAN and _LARGER become absolute (`~` is the home); names of checkpoints
     and data sets stay. PYTHONPATH leads to these helpers, whichever checkout the environment was installed from.
     """
-    for name in ("MODEL", "STORIES", "RESULTS", "CACHE", "SCAN"):
+    for name in ("MODEL", "STORIES", "RESULTS", "CACHE", "SCAN", "LARGER"):
         value = os.environ.get(f"TINYSTORIES_{name}", "").strip()
         if value:
             os.environ[f"TINYSTORIES_{name}"] = absolute(value, name in {"RESULTS", "CACHE", "SCAN"})

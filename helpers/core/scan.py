@@ -238,6 +238,14 @@ def walk(
     Memory does not grow with the number of stories. Stories of a batch need not be neighbours: `Scan.story` numbers
     them. `edits`: as `run_streams` has them.
     """
+    for batch, tokens in batches(model, stories, positions):
+        yield dataclasses.replace(batch, streams=run_streams(model, tokens, edits))
+
+
+def batches(
+    model: TransformerBridge, stories: Iterable[Story | EncodedStory], positions: int = 8192
+) -> Iterator[tuple[Scan, Int[Tensor, "story pos"]]]:
+    """The batches of `walk` before the model has read them, each with its padded tokens."""
     numbered = enumerate(stories)
     while pool := list(islice(numbered, POOL)):
         encoded = [(i, _encoded(model, story)) for i, story in pool]
@@ -245,10 +253,18 @@ def walk(
         part: list[tuple[int, EncodedStory]] = []
         for pair in encoded:
             if part and (len(part) + 1) * len(pair[1].tokens) > positions:
-                yield _batch(model, part, edits)
+                yield _batch(model, part)
                 part = []
             part.append(pair)
-        yield _batch(model, part, edits)
+        yield _batch(model, part)
+
+
+def text_scan(model: TransformerBridge, stories: Iterable[Story]) -> Scan:
+    """The scored positions of some stories in a model's tokens, which no model has read: for what is asked of text
+    alone. Its stories stand in the order in which `batches` of them come (`Scan.encoded`)."""
+    parts = [batch for batch, _ in batches(model, stories)]
+    columns = (torch.cat([getattr(p, name) for p in parts]) for name in ("story", "pos", "token", "target"))
+    return Scan(model, [e for part in parts for e in part.encoded], *columns)
 
 
 def _encoded(model: TransformerBridge, story: Story | EncodedStory) -> EncodedStory:
@@ -291,7 +307,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return whole
 
 
-def _batch(model: TransformerBridge, part: list[tuple[int, EncodedStory]], edits: Edits | None) -> Scan:
+def _batch(
+    model: TransformerBridge, part: list[tuple[int, EncodedStory]]
+) -> tuple[Scan, Int[Tensor, "story pos"]]:
     encoded = [story for _, story in part]
     device = model.cfg.device
     tokens = torch.nn.utils.rnn.pad_sequence([story.tokens for story in encoded], batch_first=True).to(device)
@@ -300,7 +318,7 @@ def _batch(model: TransformerBridge, part: list[tuple[int, EncodedStory]], edits
     story = torch.tensor([i for i, _ in part], device=device)[row]
     pos = torch.cat([torch.arange(length, device=device) for length in lengths])
     here, ahead = tokens[row, pos], tokens[row, pos + 1]
-    return Scan(model, encoded, story, pos, here, ahead, row, run_streams(model, tokens, edits))
+    return Scan(model, encoded, story, pos, here, ahead, row), tokens
 
 
 def decoder(tokenizer) -> Callable[[int], str]:

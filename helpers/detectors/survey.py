@@ -1,0 +1,132 @@
+"""All neurons and heads of a model of any depth over some stories, in one streaming pass whose memory does not grow with
+them: what is kept are sums a neuron and a head."""
+
+import dataclasses
+import functools
+import time
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.scan import Scan, batches
+from helpers.core.stories import EncodedStory
+from helpers.heads.sources import KINDS, story_sources
+from helpers.neurons.writes import group_effect
+
+FETCHED = {
+    "names": "name",
+    "closing quotes": "closing quote",
+    "repeated nouns": "repeated noun",
+    "he or she": "pronoun",
+}
+LOOKS = ("the token before", "what came next last time", *FETCHED)  # what a head can look at
+SHIFT = 3  # tokens before what a head should look at: where its control looks
+EVERY = 4  # of the positions one is asked how a neuron votes on the token that stands there
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What every neuron and head of a model did at the scored positions of some stories.
+
+    reading: how much louder a neuron is at the positions of each column of marks than at all others, in its standard
+    deviations. means, deviations: of its activation. votes: correlation of its activation with what it would add to the
+    logit of the token that stands there, and of another position's. looks: a head's attention, where a kind of LOOKS is
+    called for, on what it should look at, and on what stands SHIFT tokens before; `places` counts these positions.
+    outputs: the heads' mean outputs. rate: tokens a second.
+    """
+
+    reading: Float[Tensor, "layer neuron column"]
+    means: Float[Tensor, "layer neuron"]
+    deviations: Float[Tensor, "layer neuron"]
+    votes: Float[Tensor, "layer neuron 2"]
+    looks: Float[Tensor, "layer head look 2"]
+    places: Int[Tensor, " look"]
+    outputs: Float[Tensor, "layer head d_head"]
+    rate: float
+
+
+def looks(encoded: EncodedStory) -> Bool[Tensor, "look query key"]:
+    """What a head could look at from each scored position of a story, a matrix for each of LOOKS."""
+    tokens, place = encoded.tokens, torch.arange(len(encoded.tokens))
+    same = tokens[:, None] == tokens
+    pair = same & same.roll((1, 1), (0, 1))  # this token and the one before it stand there too
+    repeated = pair.roll(1, 1) & (place[1] < place) & (place < place[:, None])
+    kinds, called = story_sources(encoded)
+    fetched = [called & (kinds == list(KINDS).index(kind))[:, None] for kind in FETCHED.values()]
+    found = torch.stack([place == place[:, None] - 1, repeated, *fetched])
+    found[:, :, 0] = found[:, -1] = found[:, 0] = False  # the start of the story is no word; the end is not scored
+    return found
+
+
+@torch.inference_mode()
+def survey(model: TransformerBridge, text: Scan, marks: Bool[Tensor, "n column"], positions: int = 2048) -> Survey:
+    """Read the stories of a `text_scan` once. Source of the votes: notebook 01 (neurons vote against what stands there)."""
+    layers, heads, width = model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_mlp
+    inside, moments = torch.zeros(layers, width, marks.shape[1]), torch.zeros(layers, width, 2)
+    pairs, seen = torch.zeros(layers, width, 7), torch.zeros(layers, heads, len(LOOKS), 2)
+    outputs, places = torch.zeros(layers, heads, model.cfg.d_head), torch.zeros(len(LOOKS))
+    writes = [block.mlp.W_out.detach().clone() for block in model.blocks]
+    generator, start, taken = torch.Generator().manual_seed(0), 0, 0.0
+
+    def neurons(value: Tensor, hook, layer: int) -> None:
+        own = value[batch.row, batch.pos]
+        inside[layer] += own.T @ columns
+        moments[layer] += torch.stack([own.sum(0), own.square().sum(0)], 1)
+        a = own[::EVERY]
+        vote = directions @ writes[layer].T
+        other = vote[torch.randperm(len(vote), generator=generator)]
+        terms = (a, a.square(), vote, vote.square(), a * vote, a * other, torch.ones_like(a))
+        pairs[layer] += torch.stack([term.sum(0) for term in terms], 1)
+
+    def attention(value: Tensor, hook, layer: int) -> None:
+        flat = value.transpose(0, 1).flatten(1)
+        seen[layer] += torch.stack([flat @ wanted.flatten(1).T, flat @ shifted.flatten(1).T], -1)
+
+    def brought(value: Tensor, hook, layer: int) -> None:
+        outputs[layer] += value[batch.row, batch.pos].sum(0)
+
+    takes = (("mlp.hook_post", neurons), ("attn.hook_pattern", attention), ("attn.hook_z", brought))
+    hooks = [(f"blocks.{i}.{at}", functools.partial(take, layer=i)) for i in range(layers) for at, take in takes]
+    for batch, tokens in batches(model, text.encoded, positions):
+        columns = marks[start : start + len(batch)].float()
+        directions = model.W_U[:, batch.token[::EVERY]].T
+        directions = directions - directions.mean(0)
+        wanted = torch.zeros(len(LOOKS), *tokens.shape, tokens.shape[1])
+        for row, encoded in enumerate(batch.encoded):
+            length = len(encoded.tokens)
+            wanted[:, row, :length, :length] = looks(encoded).float()
+        places += wanted.any(-1).sum((1, 2))
+        shifted = torch.nn.functional.pad(wanted, (0, SHIFT))[..., SHIFT:]
+        start, begun = start + len(batch), time.perf_counter()
+        trunk(model, tokens, hooks)
+        taken += time.perf_counter() - begun
+    count, here = len(text), marks.sum(0).clamp(min=1)
+    total = moments[..., 0]
+    deviations = (moments[..., 1] / count - (total / count).square()).clamp(min=0).sqrt()
+    outside = (total[..., None] - inside) / (count - here).clamp(min=1)
+    reading = (inside / here - outside) / deviations.clamp(min=1e-6)[..., None] * marks.any(0)
+    a, aa, v, vv, av, ao, k = pairs.unbind(-1)
+    spread = ((aa / k - (a / k) ** 2).clamp(min=0) * (vv / k - (v / k) ** 2).clamp(min=0)).sqrt().clamp(min=1e-9)
+    votes = (torch.stack([av, ao], -1) / k[..., None] - (a * v / k**2)[..., None]) / spread[..., None]
+    seen, outputs = seen / places.clamp(min=1)[:, None], outputs / count
+    return Survey(reading, total / count, deviations, votes, seen, places.long(), outputs, count / taken)
+
+
+def trunk(
+    model: TransformerBridge, tokens: Int[Tensor, "story pos"], hooks: list
+) -> Float[Tensor, "story pos d_model"]:
+    """What the unembedding reads of a batch: the last layer's stream after the final normalisation."""
+    with model.hooks(fwd_hooks=hooks):
+        return model.original_model.base_model(tokens, use_cache=False)[0]
+
+
+@torch.inference_mode()
+def writing(
+    model: TransformerBridge, tokens: Bool[Tensor, "vocabulary column"], kept: Bool[Tensor, " vocabulary"]
+) -> Float[Tensor, "layer neuron column"]:
+    """How much more every neuron's write raises a column's tokens than all other kept tokens, in standard deviations over
+    these: the layers above are passed over, so of low layers it says little."""
+    unembedding, kinds = model.W_U[:, kept], tokens[kept].float()
+    return torch.stack([group_effect(block.mlp.W_out @ unembedding, kinds) for block in model.blocks])
