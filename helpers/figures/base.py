@@ -190,16 +190,24 @@ def _inches(text: str) -> float:
 
 
 def story_by_part(
-    tokens: list[str], parts: list[int], strength: list[float], names: dict[int, str], title: str
+    tokens: list[str],
+    parts: list[int],
+    strength: list[float],
+    names: dict[int, str],
+    title: str,
+    colours: list[str] = HEADS,
+    axis: Axes | None = None,
 ) -> Figure:
     """A story in which a token that some part brought has that part's colour, darker where it mattered more.
 
     parts: the part of each token (a head's number, if it is one), -1 for none. strength: 0 to 1, of each token. names:
-    what the legend says of each part that is shown.
+    what the legend says of each part that is shown. colours: of the parts, if they are no heads. axis: where to draw, if not
+    in a figure of its own.
     """
-    colours = {part: to_rgb(head_colour(part)) for part in names}
+    colours = {part: to_rgb(colours[part % len(colours)]) for part in names}
     legend = [("\n", -1, 0.0), *((f"{name}   ", part, 0.6) for part, name in names.items())]
-    figure, (axis,) = new_axes(9.6, 1)
+    alone = axis is None
+    figure, (axis,) = new_axes(9.6, 1) if alone else (axis.figure, (axis,))
     placed, x, y, style = [], 0.0, 0.0, {"fontsize": 12, "va": "center", "family": "serif", "in_layout": False}
     for token, part, dark in [*zip(tokens, parts, strength, strict=True), *legend]:
         if "\n" in token:
@@ -210,7 +218,8 @@ def story_by_part(
         text = text if x else text.lstrip()
         placed.append((x, y, _inches(text), text, part, dark))
         x += _inches(text)
-    figure.set_size_inches(9.6, 0.27 * (y + 1) + 0.5)
+    if alone:
+        figure.set_size_inches(9.6, 0.27 * (y + 1) + 0.5)
     for x, y, wide, text, part, dark in placed:
         if part in colours:
             shade = (*colours[part], 0.15 + 0.45 * min(1.0, dark))
