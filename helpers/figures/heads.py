@@ -147,7 +147,7 @@ def draw_path(
     axis.plot([0, 2.1], [middle, middle], lw=8, color=ink, alpha=0.5, solid_capstyle="butt")
     small_style = style | {"ha": "center", "fontsize": 9, "color": COLOURS["ink"]}
     axis.text(1.1, middle - 0.32, f"{worth[0]:.1f}", **small_style)
-    axis.text(1.1, middle + 0.42, f"{worth[1]:.1f} of it\nby these features", **small_style)
+    axis.text(1.1, middle + 0.42, f"by these features\nalone {worth[1]:.1f}", **small_style)
     for i, (name, value, up, down) in enumerate(features):
         y = (i + 0.5) * tall / len(features)
         axis.plot([2.1, 4.2, 6.9], [middle, y, y], lw=1 + 7 * abs(value) / largest, color=ink, alpha=0.35)
