@@ -26,7 +26,7 @@ LAST, SPELLING, BROUGHT, GENDER, *_, HABIT, UNEXPLAINED = range(len(MECHANISMS))
 
 @torch.inference_mode()
 def strongest_rival(
-    batch: Scan, word: Int[Tensor, " vocabulary"], final: Float[Tensor, "n d_model"] | None = None
+    batch: Scan, word: Int[Tensor, " vocabulary"], final: Tensor | None = None
 ) -> Int[Tensor, " n"]:
     """The likeliest token at each position that spells another word than the one that came (`word`: the number of each
     token's word, the same for " she" and "She"), with another `final` stream if one is given."""
@@ -42,17 +42,15 @@ def strongest_rival(
 def kinds_read(
     batch: Scan, rival: Int[Tensor, " n"], word: Int[Tensor, " vocabulary"], content: Bool[Tensor, " vocabulary"]
 ) -> Int[Tensor, "story query key"]:
-    """Of which kind each earlier word is: the last two, or one that spells the word that came or its rival (`content`
-    marks the tokens for which that counts), or any other."""
+    """Of which kind each earlier word is: NEAR, SAME (it spells the word that came or its rival, if `content` marks that
+    token as one for which this counts), or FAR."""
     tokens = pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
-    size = tokens.shape[1]
-    kinds, place = torch.full((len(tokens), size, size), FAR), torch.arange(size)
+    place, kinds = torch.arange(tokens.shape[1]), torch.full((*tokens.shape, tokens.shape[1]), FAR)
     for one in (batch.target, rival):
         wanted = torch.full(tokens.shape, -1)
         wanted[batch.row, batch.pos] = torch.where(content[one], word[one], -1)
         kinds[word[tokens][:, None] == wanted[..., None]] = SAME
-    kinds[(place[:, None] - place <= 1).expand_as(kinds)] = NEAR
-    return kinds
+    return torch.where(place[:, None] - place <= 1, NEAR, kinds)
 
 
 @torch.inference_mode()
@@ -61,7 +59,7 @@ def attribution(
 ) -> Float[Tensor, "n kind route"]:
     """The lead of each next token over a rival, in logits, by the kind of word that was read and by what passed it on.
 
-    The word that stands there itself is of kind NEAR; the last row is what needs no word (place and biases). route: every
+    The word that stands there itself is NEAR; the last row is what needs no word (place and biases). route: every
     feature, then what no feature writes, then straight to the logits.
     """
     model, streams, flat = batch.model, batch.streams, batch.flat
@@ -79,9 +77,8 @@ def attribution(
     table = torch.zeros(len(batch), FAR + 2, len(dictionary) + 2)
     table[..., :-2] = centred @ dictionary.W_enc * onward[:, None]
     table[:, -1, :-2] += dictionary.b_enc * onward
-    table[..., -1] = (writes * aim[:, None]).sum(-1)
-    if dictionary.W_skip is not None:
-        table[..., -1] += (centred @ dictionary.W_skip.T * aim[:, None]).sum(-1)
+    straight = writes if dictionary.W_skip is None else writes + centred @ dictionary.W_skip.T
+    table[..., -1] = (straight * aim[:, None]).sum(-1)
     table[:, -1, -2] = ((flat(streams.mlp_out) - dictionary.decode(f, read)) * aim).sum(-1)
     table[:, -1, -1] += aim @ dictionary.b_dec + model.b_U[batch.target] - model.b_U[rival]
     return table
@@ -92,10 +89,10 @@ def mechanisms(
 ) -> Float[Tensor, "n mechanism"]:
     """An `attribution` by mechanism; each row sums to the lead.
 
-    What an earlier mention of the word fed is *brought back*, whatever passed it on. A feature with a name goes to its
-    `group` (number in MECHANISMS, -1 without a name); one without a name to *the last words* as far as these fed it, or to
-    *spelling* where the next token goes on a word that was begun (`spells`). What reaches the logits whatever the words
-    is *habit*, all else *unexplained*. A feature's constant is shared out among the words that turned it on, in proportion.
+    What an earlier mention of the word fed is *brought back*. A feature with a name goes to its `group` (number in
+    MECHANISMS, -1 without one); one without to *the last words* as far as these fed it, or to *spelling* where the next
+    token goes on a word that was begun (`spells`). What reaches the logits whatever the words is *habit*, all else
+    *unexplained*. A feature's constant is shared out among the words that turned it on, in proportion.
     """
     total, straight = table[..., :-2].sum(1), table[..., -1]
     fed = (table[:, :-1, :-2] * total.sign()[:, None]).clamp(min=0)

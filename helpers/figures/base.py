@@ -206,8 +206,7 @@ def story_by_part(
     """
     colours = {part: to_rgb(colours[part % len(colours)]) for part in names}
     legend = [("\n", -1, 0.0), *((f"{name}   ", part, 0.6) for part, name in names.items())]
-    alone = axis is None
-    figure, (axis,) = new_axes(9.6, 1) if alone else (axis.figure, (axis,))
+    figure, (axis,) = (axis.figure, (axis,)) if (given := axis) else new_axes(9.6, 1)
     placed, x, y, style = [], 0.0, 0.0, {"fontsize": 12, "va": "center", "family": "serif", "in_layout": False}
     for token, part, dark in [*zip(tokens, parts, strength, strict=True), *legend]:
         if "\n" in token:
@@ -218,7 +217,7 @@ def story_by_part(
         text = text if x else text.lstrip()
         placed.append((x, y, _inches(text), text, part, dark))
         x += _inches(text)
-    if alone:
+    if not given:
         figure.set_size_inches(9.6, 0.27 * (y + 1) + 0.5)
     for x, y, wide, text, part, dark in placed:
         if part in colours:
