@@ -122,38 +122,3 @@ def circuit(graph: Graph, title: str, notes: dict[str, str], columns: tuple[str,
     axis.axis("off")
     entitle(axis, title)
     return figure
-
-
-def draw_path(
-    axis: Axes,
-    words: list[str],
-    head: int,
-    features: list[tuple[str, float, str, str]],
-    worth: tuple[float, float],
-) -> None:
-    """A path from words through a head and features (name, worth, words raised, words lowered) to what they say.
-
-    worth: what is lost if the words are hidden from the head, and if they are hidden from these features alone.
-    """
-    tall, ink, box = (
-        max(2, len(features)),
-        head_colour(head),
-        {"boxstyle": "round,pad=0.35", "lw": 1.2, "fc": "white"},
-    )
-    style = {"va": "center", "ha": "center", "fontsize": 9.2, "zorder": 5, "in_layout": False, **PLAIN}
-    middle, largest = tall / 2, max([1e-6, *(abs(value) for _, value, *_ in features)])
-    axis.text(0, middle, "\n".join(words), bbox=box | {"ec": COLOURS["ink"]}, **style)
-    shade = [0.65 + 0.35 * part for part in to_rgb(ink)]
-    axis.text(2.1, middle, f"head {head}", weight="bold", bbox=box | {"fc": shade, "ec": ink}, **style)
-    axis.plot([0, 2.1], [middle, middle], lw=8, color=ink, alpha=0.5, solid_capstyle="butt")
-    axis.text(1.1, middle - 0.32, f"{worth[0]:.1f}", **style)
-    axis.text(1.1, middle + 0.42, f"by these features\nalone {worth[1]:.1f}", **style)
-    for i, (name, value, up, down) in enumerate(features):
-        y = (i + 0.5) * tall / len(features)
-        axis.plot([2.1, 4.2, 6.9], [middle, y, y], lw=1 + 7 * abs(value) / largest, color=ink, alpha=0.35)
-        axis.text(3.3, (middle + y) / 2 - 0.12, f"{value:.2f}", **style)
-        axis.text(5.25, y, textwrap.fill(name, 38), bbox=box | {"ec": ink}, **style)
-        axis.text(7.1, y - 0.18, up, color=COLOURS["model"], **style | {"ha": "left"})
-        axis.text(7.1, y + 0.18, down, color=COLOURS["accent"], **style | {"ha": "left"})
-    axis.set(xlim=(-0.8, 10.4), ylim=(tall + 0.15, -0.15))
-    axis.axis("off")
