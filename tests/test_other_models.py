@@ -17,8 +17,17 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "training_record.json").read_text(encoding="utf-8"))
 
 
-def test_there_are_two_layers_and_another_seed():
-    assert {"two-layers", "seed-1"} <= {folder.name for folder in OTHERS}
+def test_there_are_two_layers_two_more_seeds_and_two_halves():
+    assert {"two-layers", "seed-1", "seed-2", "half-1", "half-2"} <= {folder.name for folder in OTHERS}
+
+
+def test_at_every_number_of_tokens_two_layers_lose_less_than_one():
+    curves = [
+        {point["step"]: point["valid"] for point in record(MODELS / name)["curve"]}
+        for name in ("embedded", "two-layers")
+    ]
+    assert len(curves[0].keys() & curves[1].keys()) >= 12
+    assert all(curves[1][step] < curves[0][step] for step in curves[0].keys() & curves[1].keys())
 
 
 @pytest.fixture(params=OTHERS, ids=lambda folder: folder.name)
@@ -34,7 +43,14 @@ def test_a_model_is_small_and_in_half_precision(folder):
 
 
 def test_its_text_and_tokenizer_are_the_embedded_models(folder):
-    assert record(folder)["training_text"] == record(EMBEDDED_MODEL)["training_text"]
+    text, whole = (record(each)["training_text"] for each in (folder, EMBEDDED_MODEL))
+    half = folder.name.startswith(
+        "half"
+    )  # each has every second story, the one from the first on, the other from the second
+    assert (
+        text["stories"] * (1 + half) == whole["stories"]
+        and (text["of_sha256"] if half else text["sha256"]) == whole["sha256"]
+    )
     assert (folder / "tokenizer.json").read_bytes() == (EMBEDDED_MODEL / "tokenizer.json").read_bytes()
 
 
