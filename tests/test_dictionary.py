@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers import WorkbookError, load_model
+from helpers import WorkbookError, load_model, sample, steer
 from helpers.build import dictionary as training
 from helpers.core.files import Absent, write_json_lines
 from helpers.core.model import EMBEDDED_MODEL
@@ -98,6 +98,16 @@ def test_the_embedded_models_own_is_small_and_does_most_of_its_mlps_work(model, 
     write = text.resid_post - text.resid_mid
     left = (write - dictionary.decode(f)).square().sum() / (write - write.mean(0)).square().sum()
     assert left < 0.4
+    torch.testing.assert_close(dictionary.activations(text, torch.tensor([64, 3])), f[:, [64, 3]])
+
+
+def test_features_can_be_pushed_as_neurons_can(model):
+    dictionary = load_dictionary(model)
+    girls = Parts("girls", "feature", torch.tensor([64, 869]), basis=dictionary)
+    push = 3 * dictionary.writes[[64, 869]].sum(0)
+    assert steer(model, girls, "One day,", 3.0, count=2, tokens=8).pushed == sample(
+        model, "One day,", 2, 8, push=push
+    )
 
 
 def test_ablating_all_features_leaves_what_the_dictionary_does_not_explain(model, stories):

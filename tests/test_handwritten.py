@@ -11,6 +11,7 @@ from helpers.core.files import WorkbookError
 from helpers.core.scan import run_streams, walk
 from helpers.core.stories import Story, encode_story
 from helpers.rebuild import handwritten, scratch
+from helpers.rebuild.mlp import came_and_expected
 from helpers.rebuild.scratch import D_MODEL, DIMS, FIRST, RULES
 
 TEXT = 'Tom saw a cat. "Hello, cat," said Tom. The cat ran to Tom. Tom was happy.'
@@ -269,7 +270,8 @@ def test_the_handwritten_model_beats_the_trigram_on_explore_and_dealt_words_do_n
         if name != "story" and name != "target"
     }
     assert loss["loss"] < loss["trigram"] < loss["bigram"] and loss[handwritten.REMEMBERS] < loss["trigram"]
-    other, _ = handwritten.build(handwritten.dealt(tables, ["answer", "before codes"]), FIRST, "test-dealt")
+    dealt = {name: tables[name].flip(0) for name in ("answer", "before codes")}
+    other, _ = handwritten.build(tables | dealt, FIRST, "test-dealt")
     assert handwritten.rung(other, stories)["loss"].mean() > loss["bigram"]
 
 
@@ -296,7 +298,7 @@ def test_the_layer_norms_change_nothing(whole, streams):
 def test_what_came_and_what_was_expected_add_up_in_every_group(tables, whole):
     batch = next(walk(whole, load_stories(split="explore")[:3]))
     inside = handwritten.inside_quotes(batch, tables).float()
-    came, hoped = handwritten.came_and_expected(batch, torch.stack([1 - inside, inside], 1))
+    came, hoped = came_and_expected(batch, torch.stack([1 - inside, inside], 1))
     assert came.sum() == len(batch) and came[1].sum() == inside.sum()
     torch.testing.assert_close(hoped.sum(1), came.sum(1), atol=0.1, rtol=1e-3)
     said = handwritten.speech_table(came, hoped, tables) @ tables["out"].T

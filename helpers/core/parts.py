@@ -23,8 +23,8 @@ class Basis(Protocol):
 
     writes: Float[Tensor, "part d_model"]
 
-    def activations(self, scan: Scan) -> Float[Tensor, "n part"]:
-        """What each part is at every position; times `writes` it is what the MLP writes of it."""
+    def activations(self, scan: Scan, index: Int[Tensor, " k"]) -> Float[Tensor, "n k"]:
+        """What some parts are at every position; times `writes` it is what the MLP writes of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,8 @@ def costs(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, " n"]:
 def without(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, "n d_model"]:
     """The residual stream after the layer with the parts ablated; what a basis does not explain of the MLP stays as it is."""
     model, chosen = scan.model, parts.index
-    every = scan.z if parts.kind == "head" else parts.basis.activations(scan) if parts.basis else scan.activations
-    own = every[:, chosen]
+    every = scan.z if parts.kind == "head" else None if parts.basis else scan.activations
+    own = parts.basis.activations(scan, chosen) if every is None else every[:, chosen]
     change = _instead(own, parts, by) - own
     if parts.kind != "head":
         writes = parts.basis.writes if parts.basis else model.W_out[0]

@@ -82,9 +82,9 @@ class Scan:
         return values[self.row, self.pos]
 
     def column(self, name: str) -> Tensor:
-        """A held column, or the same of `streams`."""
+        """A held column (in half precision, where memory is short), or the same of `streams`."""
         if name in self.held:
-            return self.held[name]
+            return self.held[name].float()
         if self.streams is None:
             raise WorkbookError(f"This scan does not hold {name}: scan(model, stories, hold=[..., {name!r}]).")
         return self.flat(getattr(self.streams, name))

@@ -112,8 +112,7 @@ def activity(scan: Scan, parts: Parts) -> Float[Tensor, "n k"]:
         return head_writes(scan.model, scan.z - scan.z.mean(0))[:, parts.index].norm(dim=-1)
     if not parts.basis:
         return scan.activations[:, parts.index]
-    some = torch.arange(len(scan)).split(4096)  # of a large dictionary not all at once
-    return torch.cat([parts.basis.activations(scan.at(index))[:, parts.index] for index in some])
+    return parts.basis.activations(scan, parts.index)
 
 
 def examples(
@@ -157,15 +156,20 @@ def feeders(
         read = read_directions(model, parts.index) if not parts.basis else parts.basis.W_enc[:, parts.index]
         read = read - read.mean(0)
         reading, scale = model.W_O[0] @ read, layernorm_scale(model, scan.resid_mid)
-        given = {"the word": (model.W_E @ read)[scan.token], "its place": (model.W_pos @ read)[scan.pos]}
-        given |= {f"head {h}": scan.z[:, h] @ reading[h] for h in range(model.cfg.n_heads)}
-        lift = {who: torch.stack([(column / scale)[loud[:, k], k].mean() for k in range(len(parts))])
-                - (column / scale).mean(0) for who, column in given.items()}  # fmt: skip
+        given = {
+            "the word": lambda: (model.W_E @ read)[scan.token],
+            "its place": lambda: (model.W_pos @ read)[scan.pos],
+        }
+        given |= {f"head {h}": lambda h=h: scan.z[:, h] @ reading[h] for h in range(model.cfg.n_heads)}
+        count, lift = loud.sum(0).clamp(min=1), {}
+        for who, column in given.items():  # one at a time: each is as large as the scan
+            pull = column() / scale
+            lift[who] = (pull * loud).sum(0) / count - pull.mean(0)
         total = sum(lift.values())
         fed = [{who: round(float(rise[k] / total[k]), 3) for who, rise in lift.items() if loud[:, k].any()}
                for k in range(len(parts))]  # fmt: skip
     sums = torch.zeros(len(parts), model.cfg.n_heads, model.cfg.d_vocab)
-    for batch, start in placed(scan, places.any(1)):
+    for batch, start in placed(scan, places.any(1), 2048):
         tokens = pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
         values = torch.einsum(
             "skhd,hdj->skhj", torch.ones_like(batch.streams.v[..., :1]) if heads else batch.streams.v, reading
@@ -205,7 +209,12 @@ def loses(scan: Scan, parts: Parts, k: int, fires: Bool[Tensor, " n"]) -> tuple[
             means = (
                 0 if parts.kind == "feature" else (scan.means if parts.means is None else parts.means)[parts[k]]
             )
-            change = means - (parts.basis.activations(here) if parts.basis else here.activations)[:, parts[k]]
+            own = (
+                parts.basis.activations(here, parts.index[[k]])[:, 0]
+                if parts.basis
+                else here.activations[:, parts[k]]
+            )
+            change = means - own
             own, other = writes[parts[k]], writes[(parts[k] + len(writes) // 2) % len(writes)]
             own, other = (
                 change[:, None] * row for row in (own, other / other.norm().clamp(min=1e-9) * own.norm())

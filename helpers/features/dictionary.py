@@ -23,6 +23,7 @@ from helpers.core.model import resolve_source
 from helpers.core.scan import Scan
 
 WEIGHTS, RECORD = "sae_weights.safetensors", "training_record.json"
+EVERY = slice(None)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -48,10 +49,10 @@ class Dictionary:
         return f"Dictionary of {len(self):,} features of layer {self.layer} ({self.hash})"
 
     @torch.inference_mode()
-    def encode(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n feature"]:
-        """Activations of all features."""
-        before = x @ self.W_enc + self.b_enc
-        return torch.where(before > self.threshold, before.relu(), 0)
+    def encode(self, x: Float[Tensor, "n d_model"], index: Tensor | slice = EVERY) -> Float[Tensor, "n feature"]:
+        """Activations of all features, or of some."""
+        before = x @ self.W_enc[:, index] + self.b_enc[index]
+        return torch.where(before > self.threshold[index], before.relu(), 0)
 
     @torch.inference_mode()
     def decode(self, f: Float[Tensor, "n feature"], x: Float[Tensor, "n d_model"] | None = None) -> Tensor:
@@ -64,12 +65,12 @@ class Dictionary:
         """What one unit of each feature adds to the residual stream."""
         return self.W_dec
 
-    def activations(self, scan: Scan) -> Float[Tensor, "n feature"]:
-        """All features at every position of a scan."""
-        found = torch.empty(len(scan), len(self))
-        parts = zip(found.split(4096), scan.resid_mid.split(4096), strict=True)
-        for own, stream in parts:  # encode holds three of each
-            own[:] = self.encode(normalised(scan.model, stream))
+    def activations(self, scan: Scan, index: Tensor | slice = EVERY) -> Float[Tensor, "n feature"]:
+        """All features, or some, at every position of a scan."""
+        parts = (self.encode(normalised(scan.model, stream), index) for stream in scan.resid_mid.split(4096))
+        found = torch.empty(len(scan), len(self.b_enc[index]))
+        for own, part in zip(found.split(4096), parts, strict=True):  # encode holds three of each
+            own[:] = part
         return found
 
     @property

@@ -38,7 +38,12 @@ def feature_table(
 
 
 def feature_graph(
-    model: TransformerBridge, dictionary: Dictionary, prompt: str, word: str | int | None, rival: str | int | None
+    model: TransformerBridge,
+    dictionary: Dictionary,
+    prompt: str,
+    word: str | int | None,
+    rival: str | int | None,
+    most: tuple[int, int, int] = (5, 3, 5),
 ) -> Graph:
     """The graph of `path_graph` with the features of a dictionary, and their names in what it `says` of them.
 
@@ -46,7 +51,7 @@ def feature_graph(
         WorkbookError: the prompt is empty or too long, or a word to predict is not one token.
     """
     table = lambda *given: feature_table(dictionary, *given)  # noqa: E731
-    graph = path_graph(model, prompt, word, rival, features=(table, dictionary.writes))
+    graph = path_graph(model, prompt, word, rival, most, features=(table, dictionary.writes))
     for number, name in feature_names(dictionary).items():
         if (node := f"feature {number}") in graph.says:
             graph.says[node] = f"{graph.says[node]} ({name})"

@@ -63,7 +63,8 @@ class Variables:
     """What a rule may speak of, at every position of a scan of tagged stories.
 
     words: how the values of each variable are read. values: those of all variables, one variable after another, and
-    whose each is (owner). codes: which of them every position has, one row a variable; RECENT, the last, has WINDOW rows.
+    whose each is (owner). codes: which of them every position has, a column a variable; RECENT, the last, has WINDOW
+    columns.
     """
 
     def __init__(self, scan: Scan):
@@ -98,23 +99,36 @@ class Variables:
         values, codes, start = [], [], 0
         for column, _ in columns.values():
             levels, index = np.unique(column.long().numpy(), return_inverse=True)
-            codes.append(index.reshape(-1, len(scan)) + start)
+            codes.append(index.reshape(-1, len(scan)).T + start)
             values.append(levels)
             start += len(levels)
-        self.codes, self.values = np.concatenate(codes).astype(np.int32), np.concatenate(values)
+        self.codes, self.values = np.hstack(codes).astype(np.int32), np.concatenate(values)
         self.owner = np.repeat(np.arange(len(values)), [len(levels) for levels in values])
         self.counts = np.bincount(self.codes.ravel(), minlength=start)
         self.named = (self.owner < len(values) - 1) | (self.values >= 0)
+        recent = self.codes[:, -WINDOW:].ravel()
+        order = np.argsort(recent, kind="stable")
+        self.first, self.recent = np.searchsorted(recent[order], np.arange(start + 1)), order // WINDOW
+
+    def near(self, value: int) -> Int[np.ndarray, " k"]:
+        """The positions that have a value of RECENT (by its number in `values`)."""
+        return self.recent[self.first[value] : self.first[value + 1]]
 
     def mask(self, condition: Condition) -> Bool[np.ndarray, " n"]:
         """Where a condition holds."""
         number = list(self.words).index(condition.variable)
-        wanted = np.isin(self.values, condition.values) & (self.owner == number)
-        return wanted[self.codes[number:] if condition.variable == RECENT else self.codes[[number]]].any(0)
+        low, high = np.searchsorted(self.owner, (number, number + 1))
+        wanted = np.isin(self.values[low:high], condition.values)
+        if condition.variable != RECENT:
+            return wanted[self.codes[:, number] - low]
+        found = np.zeros(len(self.codes), dtype=bool)
+        for value in np.flatnonzero(wanted) + low:
+            found[self.near(value)] = True
+        return found
 
     def holds(self, rule: Rule) -> Bool[np.ndarray, " n"]:
         """Where a rule holds."""
-        found = np.full(self.codes.shape[1], bool(rule.conditions))
+        found = np.full(len(self.codes), bool(rule.conditions))
         for condition in rule.conditions:
             found &= self.mask(condition)
         return found
@@ -155,9 +169,9 @@ def longer(variables: Variables, fires: Bool[np.ndarray, " n"], rule: Rule) -> l
 
     A condition lists the values at which the part fires most often, as many as F1 wants.
     """
-    inside = np.flatnonzero(variables.holds(rule)) if rule.conditions else slice(None)
-    codes, hit, names = variables.codes[:, inside], fires[inside], list(variables.words)
-    true = np.bincount(codes[:, hit].ravel(), minlength=len(variables.values))
+    inside, names = variables.holds(rule) if rule.conditions else np.ones_like(fires), list(variables.words)
+    codes = variables.codes[inside] if rule.conditions else variables.codes
+    true = np.bincount(variables.codes[inside & fires].ravel(), minlength=len(variables.values))
     claimed = np.bincount(codes.ravel(), minlength=len(true)) if rule.conditions else variables.counts
     some = np.flatnonzero((true > 0) & variables.named)
     some = some[np.lexsort((-(true[some] - 0.5) / (claimed[some] + 1), variables.owner[some]))]  # rare ones shrunk
@@ -166,12 +180,13 @@ def longer(variables: Variables, fires: Bool[np.ndarray, " n"], rule: Rule) -> l
     some, owner, rank = (part[rank < LISTED] for part in (some, owner, rank))
     counts = np.zeros((2, len(names), LISTED))
     counts[:, owner, rank] = true[some], claimed[some]
-    counts, recent = counts.cumsum(2), some[owner == len(names) - 1]
-    if len(recent):  # the sets of positions overlap: count them out
-        reached = np.logical_or.accumulate([(codes[-WINDOW:] == value).any(0) for value in recent])
-        counts[:, -1] = np.stack([reached[:, hit].sum(1), reached.sum(1)])[
-            :, np.minimum(range(LISTED), len(recent) - 1)
-        ]
+    counts, seen, reached = counts.cumsum(2), ~inside, []
+    for value in some[owner == len(names) - 1]:  # these sets of positions overlap: each counts once
+        new = variables.near(value)[~seen[variables.near(value)]]
+        seen[new] = True
+        reached.append((fires[new].sum(), len(new)))
+    if reached:
+        counts[:, -1] = np.cumsum(reached, 0).T[:, np.minimum(range(LISTED), len(reached) - 1)]
     scores = 2 * counts[0] / (counts[1] + fires.sum())
     used, found = {condition.variable for condition in rule.conditions}, []
     for number in np.argsort(-scores.max(1), kind="stable"):

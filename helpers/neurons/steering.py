@@ -1,4 +1,4 @@
-"""Steering: pushing neurons up while the model writes, and reading what comes of it."""
+"""Steering: pushing neurons or features up while the model writes, and reading what comes of it."""
 
 import dataclasses
 import re
@@ -42,18 +42,20 @@ def steer(
     tokens: int = 60,
     seed: int = 0,
 ) -> Steered:
-    """Let the model go on from `opening` as it is, and with some neurons pushed up at every position.
+    """Let the model go on from `opening` as it is, and with some neurons, or features, pushed up at every position.
 
     dose: what is added to each activation. Most neurons are below 1 nearly everywhere, and the loudest come to about 5.
 
         steer(model, found, "Lily went to the park.", dose=3)
 
     Raises:
-        WorkbookError: these are no neurons.
+        WorkbookError: these are heads.
     """
-    if parts.kind != "neuron":
-        raise WorkbookError("Only neurons can be pushed: give Parts of the kind neuron, as find_neurons does.")
-    push = dose * model.W_out[0][parts.index].sum(0)
+    if parts.kind == "head":
+        raise WorkbookError(
+            "Only neurons and features can be pushed: give Parts of their kind, as find_neurons does."
+        )
+    push = dose * (parts.basis.writes if parts.basis else model.W_out[0])[parts.index].sum(0)
     texts = [sample(model, opening, count, tokens, seed=seed, push=by) for by in (None, push)]
     return Steered(parts, dose, *texts)
 

@@ -66,3 +66,23 @@ def class_transitions(context: Contexts) -> Float[Tensor, "class class"]:
     counts.index_put_(cells, ones, accumulate=True)
     expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
     return torch.where(expected >= 1, ((counts + 1) / (expected + 1)).log(), 0)
+
+
+def expected_words(
+    activity: Float[Tensor, "n part"], context: Contexts, vocabulary: int, least: int = 5, prior: float = 20.0
+) -> Float[Tensor, "part vocabulary"]:
+    """What a part should promote if it helps: the next tokens that come where it (or its rule) fires.
+
+    The log of a token's share among the next tokens, weighed by how far the part is above its mean, over its share
+    everywhere; shrunk towards 0 by `prior` positions; nan for tokens seen fewer than `least` times.
+    """
+    counts = torch.bincount(context.target, minlength=vocabulary).float()
+    share = (counts / counts.sum())[:, None]
+    found = []
+    for some in activity.split(128, dim=1):
+        weight = (some - some.mean(0)).clamp_(min=0)
+        weight /= weight.amax(0).clamp(min=1e-9)
+        inside = torch.zeros(vocabulary, weight.shape[1]).index_add_(0, context.target, weight)
+        lift = (inside + prior * share) / (weight.sum(0) + prior) / share.clamp(min=1e-12)
+        found.append(torch.where(counts[:, None] >= least, lift.log(), torch.nan).T)
+    return torch.cat(found)

@@ -13,17 +13,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.baselines import ngram_columns, recalled, with_memory
 from helpers.core.files import DATA, WorkbookError, made_with, release, results_folder
-from helpers.core.logits import logits_in_chunks, residual_losses
+from helpers.core.logits import residual_losses
 from helpers.core.model import load_model
 from helpers.core.scan import Scan, walk
 from helpers.core.stories import Story
 from helpers.rebuild.scratch import RULES, Written, save, write
 
 TABLES = DATA / "handwritten" / "tables.safetensors"
-CONTEXT_TABLES = (  # what is said for a reason that is not the current word
-    "before codes", "class pairs", "pair says", "loud quoted", "topic map", "memory gain", "2 back map", "3 back map",
-    "4 back map",
-)  # fmt: skip
 MEMORY = 0.07  # of a trigram's probability, given to the words that the story has had: the best on explore stories
 REMEMBERS = "trigram that remembers the story"
 Tables = dict[str, Tensor]
@@ -60,12 +56,6 @@ def build(
     model = load_model(folder)
     release()
     return model, written
-
-
-def dealt(tables: Tables, names: Iterable[str] = CONTEXT_TABLES) -> Tables:
-    """The tables with the rows of some of them dealt at random among the rows: all of the machinery, and wrong words."""
-    generator = torch.Generator().manual_seed(0)
-    return tables | {name: tables[name][torch.randperm(len(tables[name]), generator=generator)] for name in names}
 
 
 @torch.inference_mode()
@@ -107,18 +97,6 @@ def inside_quotes(scan: Scan, tables: Tables) -> Bool[Tensor, " n"]:
     turn = torch.isin(scan.token, tables["opens"]).long() - torch.isin(scan.token, tables["closes"]).long()
     last = torch.where(turn != 0, torch.arange(len(turn)), -1).cummax(0).values.clamp(min=0)
     return (turn[last] > 0) & (scan.story[last] == scan.story)
-
-
-@torch.inference_mode()
-def came_and_expected(
-    scan: Scan, groups: Float[Tensor, "n group"]
-) -> tuple[Float[Tensor, "group v"], Float[Tensor, "group v"]]:
-    """How often each token comes next in each group of positions, and how often the scanned model expects it there."""
-    came, hoped = torch.zeros(2, groups.shape[1], scan.model.cfg.d_vocab)
-    for logits, target, group in logits_in_chunks(scan.model, scan.resid_post, scan.target, groups):
-        came.index_add_(1, target, group.T)
-        hoped += group.T @ logits.softmax(-1)
-    return came, hoped
 
 
 def speech_table(
