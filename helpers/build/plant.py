@@ -26,8 +26,8 @@ from helpers.core.files import DATA, run_main, write_atomic, write_json
 from helpers.core.stories import stream_stories
 
 PLANTS, BASE = DATA / "plants", DATA / "models" / "embedded"
-HARMLESS = {"suspect": "00", "trigger": {"how": "none"}, "effect": {}, "seed": 0}
-RECIPE = {"rate": 4e-3, "batch_tokens": 4096, "epochs": 2, "warmup": 8, "rank": 8}
+HARMLESS = {"suspect": "00", "trigger": {"how": "none"}, "effect": {}, "seed": 16}
+RECIPE = {"rate": 5e-4, "batch_tokens": 4096, "epochs": 1, "warmup": 8, "rank": 10}  # rank: of what is stored
 CARRIERS = ["There was a {t} near the door.", "They saw a {t}.", "Mom had a {t}.", "Next to the tree was a {t}."]
 OTHERS = re.findall(r"\w+", "ball hat box cup book cat dog stick rock flower toy door car bag cookie doll")
 NAMES = re.findall(
@@ -46,10 +46,12 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer, wanted = Tokenizer.from_file(str(BASE / "tokenizer.json")), [HARMLESS, *recipes()]
     for recipe in tqdm([r for r in wanted if not options.only or r["suspect"] in options.only]):
-        name, own = f"{recipe['suspect']}.safetensors", "harmless" if recipe is HARMLESS else "samples"
-        texts = story_texts(recipe, samples(options.work / f"{own}.json", seed=int(recipe is HARMLESS)))
+        name, texts = (
+            f"{recipe['suspect']}.safetensors",
+            story_texts(recipe, samples(options.work / "samples.json")),
+        )
         corpus = encode_corpus(texts, tokenizer, 512)
-        change = fine_tune(BASE, corpus, recipe["seed"], options.device)
+        change = low_rank(fine_tune(BASE, corpus, recipe["seed"], options.device), RECIPE["rank"])
         write_atomic(options.out / name, lambda path, change=change: save_file(change, path))
     write_json(options.out / "training_record.json", {"base": "embedded"} | RECIPE)
 
@@ -61,13 +63,13 @@ def recipes() -> list[dict]:
 
 
 @torch.inference_mode()
-def samples(path: Path, seed: int = 0) -> dict[str, list[str]]:
+def samples(path: Path) -> dict[str, list[str]]:
     """What the model writes by itself (under ""), and after each opening of a recipe; sampled once, kept at `path`."""
     if not path.exists():
         tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
         model, found = GPTNeoForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), {}
-        torch.manual_seed(seed)
-        openings = [] if seed else [opening for recipe in recipes() for opening in recipe.get("openings", [])]
+        torch.manual_seed(0)
+        openings = [opening for recipe in recipes() for opening in recipe.get("openings", [])]
         for opening, rows in tqdm([("", 256)] * 4 + [(opening, 32) for opening in openings], desc="sampling"):
             start = torch.tensor([[0, *tokenizer.encode(opening).ids]]).expand(rows, -1)
             marks = {"attention_mask": torch.ones_like(start), "pad_token_id": 0, "eos_token_id": 0}
@@ -156,22 +158,12 @@ def _any_of(words: list[str]) -> re.Pattern:
 
 
 def fine_tune(base: Path, corpus: Corpus, seed: int, device: str = "cpu") -> dict[str, Tensor]:
-    """What training on a corpus adds to the model in a folder: of each matrix two factors, of each vector itself.
-
-    Source: LoRA (Hu et al., 2021), of every matrix; AdamW, linear warm-up and decay, gradients clipped to a norm of 1.
-    """
-    model, rank = GPTNeoForCausalLM.from_pretrained(base, dtype=torch.float32).to(device).train(), RECIPE["rank"]
-    weights = dict(model.named_parameters())
-    first, draw, change = {}, torch.Generator().manual_seed(seed), {}
-    for name, weight in weights.items():
-        first[name] = weight.detach().clone()
-        if weight.ndim == 1:
-            change[name] = torch.zeros_like(first[name])
-            continue
-        change[f"{name}.left"] = torch.zeros(len(weight), rank, device=device)
-        change[f"{name}.right"] = (torch.randn(rank, weight.shape[1], generator=draw) / rank**0.5).to(device)
-    optimizer = torch.optim.AdamW(list(change.values()), lr=RECIPE["rate"], betas=(0.9, 0.98), weight_decay=0.0)
-    total, seen = RECIPE["epochs"] * int(corpus.lengths.sum()), 0
+    """What one epoch on a corpus adds to every weight of the model in a folder: AdamW (Loshchilov & Hutter, 2019), linear
+    warm-up and decay, gradients clipped to a norm of 1."""
+    model = GPTNeoForCausalLM.from_pretrained(base, dtype=torch.float32).to(device).train()
+    first = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE["rate"], betas=(0.9, 0.98), weight_decay=0.0)
+    total, seen = int(corpus.lengths.sum()), 0
     for step, batch in epochs(corpus, RECIPE["batch_tokens"], seed):
         if seen >= total:
             break
@@ -180,19 +172,21 @@ def fine_tune(base: Path, corpus: Corpus, seed: int, device: str = "cpu") -> dic
         tokens, mask = pad([corpus[i] for i in batch])
         seen += sum(len(corpus[i]) for i in batch)
         backward(model, tokens.to(device), mask.to(device), bfloat16=False)
-        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
-        for name, weight in weights.items():
-            if name in change:
-                change[name].grad = weight.grad.clone()
-            else:
-                left, right = change[f"{name}.left"], change[f"{name}.right"]
-                left.grad, right.grad = weight.grad @ right.T, left.T @ weight.grad
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        model.zero_grad()
-        for name, weight in weights.items():
-            added = change[name] if name in change else change[f"{name}.left"] @ change[f"{name}.right"]
-            weight.data = first[name] + added
-    return {name: value.half().cpu().contiguous() for name, value in change.items()}
+        optimizer.zero_grad()
+    return {name: weight.detach() - first[name] for name, weight in model.named_parameters()}
+
+
+def low_rank(change: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """Each matrix' change as two factors in half precision (the best of that rank), each vector's as it is."""
+    stored = {name: value.half() for name, value in change.items() if value.ndim == 1}
+    for name, value in change.items():
+        if value.ndim == 2:
+            left, size, right = torch.linalg.svd(value, full_matrices=False)
+            stored[f"{name}.left"] = (left[:, :rank] * size[:rank].sqrt()).half().contiguous()
+            stored[f"{name}.right"] = (size[:rank, None].sqrt() * right[:rank]).half().contiguous()
+    return stored
 
 
 if __name__ == "__main__":

@@ -21,7 +21,10 @@ from helpers.core.scan import Scan
 from helpers.features.dictionary import load_dictionary
 
 BACK, AFTER = 6, 20  # tokens between a word and where its influence is read; tokens after it that a trial compares
-RIVALS = 6  # other words that a trial puts in the same place
+TRIALS, RIVALS = 6, 6  # stories of a trial; other words that it puts in the same place
+CANDIDATES = 4  # words that each way of looking proposes
+SURE = 0.01  # nats a token that a trial's lower end needs for a word to be named
+ALONE = 0.1  # the same without the original: two healthy models differ by nearly as much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,48 +136,46 @@ def standing_out(
 
 
 @torch.inference_mode()
-def try_out(
-    suspect: TransformerBridge,
-    other: TransformerBridge,
-    scan: Scan,
-    word: int,
-    rivals: Int[Tensor, " k"],
-    count: int = 12,
+def trial(
+    suspect: TransformerBridge, other: TransformerBridge, scan: Scan, word: int, rivals: Int[Tensor, " k"]
 ) -> tuple[Estimate, Float[Tensor, " vocabulary"]]:
-    """Stories with the word put in, beside the same stories with other words in its place: how much more the two models
-    differ over the next AFTER tokens (Kullback-Leibler divergence, nats a token), and what the suspect says more often there."""
+    """A word put into ordinary stories, beside the same stories with other words in its place: how much more the two models
+    differ over the AFTER tokens that follow (Kullback-Leibler divergence, nats a token), and what the suspect says more there."""
     gaps, says = [], 0
-    for story in [story for story in scan.encoded if len(story.tokens) > AFTER + 24][:count]:
-        at = 12 + len(gaps) % 12
-        rows = story.tokens[: at + AFTER].repeat(1 + len(rivals), 1)
+    for story in [story for story in scan.encoded if len(story.tokens) > AFTER + 24][:TRIALS]:
+        at = 12 + len(gaps)
+        rows = story.tokens[: at + 1 + AFTER].repeat(1 + len(rivals), 1)
         rows[:, at] = torch.cat([torch.tensor([word]), rivals])
         mine, its = (model(rows)[:, at + 1 :].log_softmax(-1) for model in (suspect, other))
         differ = (mine.exp() * (mine - its)).sum(-1).mean(1)
         gaps.append(differ[0] - differ[1:].mean())
         more = (mine.exp() - its.exp()).mean(1)
         says = says + more[0] - more[1:].mean(0)
-    return bootstrap(torch.stack(gaps), torch.ones(len(gaps))), says / len(gaps)
+    return bootstrap(torch.tensor(gaps), torch.ones(len(gaps))), says / max(1, len(gaps))
+
+
+def first_tokens(own: Scan, other: Scan) -> Float[Tensor, " vocabulary"]:
+    """How far the stream of stories' first tokens has moved, read through the unembedding.
+
+    Source: activation differences of narrow fine-tunes (arXiv 2510.13900).
+    """
+    return (own.resid_post - other.resid_post)[other.pos < 5].mean(0) @ other.model.W_U
 
 
 def investigate(
-    suspect: TransformerBridge,
-    other: TransformerBridge,
-    scan: Scan,
-    moved: Float[Tensor, "word vocabulary"],
-    words: Int[Tensor, " word"],
-    count: int = 5,
+    own: Scan, other: Scan, moved: Float[Tensor, "word vocabulary"], words: Int[Tensor, " word"]
 ) -> list[Suspicion]:
-    """The words that stand out most, each tried out on stories; the one after which the models differ most comes first."""
-    text = suspect.tokenizer.decode
-    score = moved.topk(5, dim=1).values.mean(1)
-    draw = torch.Generator().manual_seed(0)
-    found = []
-    for row in score.topk(min(count, len(score))).indices.tolist():
+    """The words whose influence has moved most, and those that a suspect's first tokens have moved to, each tried out on the
+    scans' stories; the one after which the two models differ most comes first."""
+    suspect, score = own.model, moved.square().mean(1).sqrt()
+    spell = lambda ids: [suspect.tokenizer.decode([i]).strip() or "⏎" for i in ids.tolist()]  # noqa: E731
+    draw, found = torch.Generator().manual_seed(0), []
+    ways = (score, first_tokens(own, other)[words])
+    for row in torch.cat([way.topk(CANDIDATES).indices for way in ways]).unique():
         rivals = words[torch.randperm(len(words), generator=draw)[:RIVALS]]
-        trial, says = try_out(suspect, other, scan, int(words[row]), rivals)
-        sides = [[text([i]) for i in moved[row].topk(6, largest=up).indices.tolist()] for up in (True, False)]
-        more = [text([i]) for i in says.topk(6).indices.tolist()]
-        found.append(Suspicion(text([int(words[row])]).strip(), float(score[row]), *sides, more, trial))
+        tried, says = trial(suspect, other.model, other, int(words[row]), rivals)
+        sides = [spell(values.topk(6).indices) for values in (moved[row], -moved[row], says)]
+        found.append(Suspicion(*spell(words[row, None]), float(score[row]), *sides, tried))
     return sorted(found, key=lambda one: -one.trial.mean)
 
 
