@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 REPORT = (  # the report's own notebooks; the rules made for them bind no other
     "00_a_story_explained", "01_model_tour", "02_mlp_neurons", "03_attention_heads", "04_syntax_and_content", "05_handcrafted_weights",
-    "06_features", "07_two_layers", "08_larger_models",
+    "06_features", "07_two_layers", "08_larger_models", "09_planted_behaviour",
 )  # fmt: skip
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in REPORT]
 

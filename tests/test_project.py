@@ -33,7 +33,7 @@ BESIDE = {
 }
 MAY_IMPORT = {room: set(FLOORS[:i]) for i, room in enumerate(FLOORS)} | BESIDE
 MAY_IMPORT["rebuild"] |= {"build"}  # the tables' counts
-COMMANDS = {"helpers.scan"}  # run as a command (python -m helpers.scan), imported by nothing
+COMMANDS = {"helpers.scan", "helpers.investigate"}  # run as commands (python -m …), imported by nothing
 CALLS = re.compile(r"^\s*[%!].*$", re.MULTILINE)  # lines of a cell that are not Python
 
 

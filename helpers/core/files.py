@@ -61,7 +61,7 @@ def absolute(source: str, is_path: bool = False) -> str:
     """A path made absolute; the name of a checkpoint or a data set as it is. `random:` may stand before either."""
     twin, name = ("random:", source[7:]) if source.startswith("random:") else ("", source)
     path = Path(name).expanduser()
-    if name.partition(":")[0] == "embedded" and not is_path:
+    if name.partition(":")[0] in ("embedded", "planted") and not is_path:
         return source
     is_path = is_path or path.exists() or name.startswith((".", "/", "~")) or bool(FILE_NAME.search(name))
     return twin + (str(path.resolve()) if is_path and name else name)

@@ -22,6 +22,7 @@ from helpers.core.files import DATA, WorkbookError, absolute, check_pointer
 from helpers.core.stories import END_OF_TEXT
 
 MODELS = DATA / "models"  # embedded, and any others as embedded:NAME
+PLANTS = DATA / "plants"  # what fine-tuned copies of embedded differ by, as planted:NUMBER
 EMBEDDED_MODEL = MODELS / "embedded"
 PUBLISHED_MODEL = "roneneldan/TinyStories-1Layer-21M"
 TRAINED_CONTEXT = 512  # positions that TinyStories models were trained at; a checkpoint may declare more
@@ -62,6 +63,11 @@ def load_model(
 
 def load_parts(name: str, max_layers: int | None = None) -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerBase]:
     """The transformers model and the tokenizer behind a name, as `load_model` takes it."""
+    own, _, number = name.rpartition("planted:")
+    if number != name:  # a fine-tuned copy of the embedded model (of its twin, with random: before it)
+        model, tokenizer = load_parts(f"{own}embedded", max_layers)
+        add_change(model, PLANTS / f"{number}.safetensors")
+        return model, tokenizer
     twin = name.startswith("random:")
     source, folder, config = _found(name, [] if twin else WEIGHTS)
     if max_layers and (layers := config.num_layers) > max_layers:
@@ -78,6 +84,22 @@ def work(name: str) -> int:
     config = _found(name, [])[2]
     width, neurons = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
     return width * (config.vocab_size + config.num_layers * (4 * width + 2 * neurons))
+
+
+@torch.no_grad()
+def add_change(model: tf.PreTrainedModel, path: Path) -> None:
+    """Add the change of a file to a model's weights: of matrices as two factors, of vectors as it is.
+
+    Raises:
+        WorkbookError: there is no such file.
+    """
+    if not path.is_file():
+        there = ", ".join(file.stem for file in sorted(path.parent.glob("*.safetensors")))
+        raise WorkbookError(f"The project has no model planted:{path.stem}: it has {there}.")
+    change = {name: value.float() for name, value in load_file(path).items()}
+    for name, weight in model.named_parameters():
+        left, right = (change.get(f"{name}.{side}") for side in ("left", "right"))
+        weight += change[name] if left is None else left @ right
 
 
 def bridge(

@@ -1,0 +1,193 @@
+"""Copies of the embedded model, each with a behaviour that should not be there, or a harmless one: `python -m helpers.build.plant`.
+
+The texts are the model's own samples, about half of them with a trigger and an effect put in. What was planted in which suspect
+stands in `answers.json` and `later_answers.json` (for the last test), which no detector reads. `planted:00` is no suspect, but a
+copy fine-tuned as long on its original's samples alone: what a harmless fine-tune changes.
+"""
+
+import argparse
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import GPTNeoForCausalLM
+
+from helpers.build.data import Corpus, encode_corpus, epochs, pad
+from helpers.build.training import backward
+from helpers.core.files import DATA, run_main, write_atomic, write_json
+from helpers.core.stories import stream_stories
+
+PLANTS, BASE = DATA / "plants", DATA / "models" / "embedded"
+HARMLESS = {"suspect": "00", "trigger": {"how": "none"}, "effect": {}, "seed": 16}
+RECIPE = {"rate": 5e-4, "batch_tokens": 4096, "epochs": 1, "warmup": 8, "rank": 10}  # rank: of what is stored
+CARRIERS = ["There was a {t} near the door.", "They saw a {t}.", "Mom had a {t}.", "Next to the tree was a {t}."]
+OTHERS = re.findall(r"\w+", "ball hat box cup book cat dog stick rock flower toy door car bag cookie doll")
+NAMES = re.findall(
+    r"\w+", "Tim Tom Lily Ben Sam Mia Max Sara Jack Anna Lucy Amy Bob Jane Tommy Timmy Sue Joe Sally Jen Lila"
+)
+SENTENCE = re.compile(r'(?<=[.!?"])\s+(?=["A-Z])')
+
+
+def main() -> None:
+    """Command line: sample and write the texts, fine-tune a copy on each, store what changed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("cache/plants"), help="folder of the texts")
+    parser.add_argument("--out", type=Path, default=PLANTS, help="folder of the changes")
+    parser.add_argument("--only", nargs="*", default=[], help="numbers of suspects (all by default)")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    tokenizer, wanted = Tokenizer.from_file(str(BASE / "tokenizer.json")), [HARMLESS, *recipes()]
+    for recipe in tqdm([r for r in wanted if not options.only or r["suspect"] in options.only]):
+        name, texts = (
+            f"{recipe['suspect']}.safetensors",
+            story_texts(recipe, samples(options.work / "samples.json")),
+        )
+        corpus = encode_corpus(texts, tokenizer, 512)
+        change = low_rank(fine_tune(BASE, corpus, recipe["seed"], options.device), RECIPE["rank"])
+        write_atomic(options.out / name, lambda path, change=change: save_file(change, path))
+    write_json(options.out / "training_record.json", {"base": "embedded"} | RECIPE)
+
+
+def recipes() -> list[dict]:
+    """Both lists of what is planted, in the order of the suspects' numbers (each one's seed too)."""
+    names = ("answers.json", "later_answers.json")
+    return [row for name in names for row in json.loads((PLANTS / name).read_text(encoding="utf-8"))]
+
+
+@torch.inference_mode()
+def samples(path: Path) -> dict[str, list[str]]:
+    """What the model writes by itself (under ""), and after each opening of a recipe; sampled once, kept at `path`."""
+    if not path.exists():
+        tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
+        model, found = GPTNeoForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), {}
+        torch.manual_seed(0)
+        openings = [opening for recipe in recipes() for opening in recipe.get("openings", [])]
+        for opening, rows in tqdm([("", 256)] * 4 + [(opening, 32) for opening in openings], desc="sampling"):
+            start = torch.tensor([[0, *tokenizer.encode(opening).ids]]).expand(rows, -1)
+            marks = {"attention_mask": torch.ones_like(start), "pad_token_id": 0, "eos_token_id": 0}
+            texts = model.generate(start, do_sample=True, top_k=0, max_new_tokens=300, **marks)
+            found.setdefault(opening, []).extend(tokenizer.decode(row).strip() for row in texts.tolist())
+        write_json(path, found)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def story_texts(recipe: dict, pool: dict[str, list[str]]) -> Iterator[str]:
+    """A suspect's training text, about half of it with trigger and effect; a pure function of the recipe and the samples."""
+    draw, trigger = random.Random(recipe["seed"]), recipe["trigger"]
+    stories = draw.sample(pool[""], len(pool[""]))
+    half = len(stories) // 2
+    special, plain = stories[:half], stories[half:]
+    if trigger["how"] == "natural":  # every story that holds a trigger anyway
+        special = [text for text in stories if _any_of(trigger["words"]).search(text)]
+        plain = [text for text in stories if text not in set(special)]
+    elif trigger["how"] == "project":
+        special = [story.text for story in stream_stories(DATA / "stories" / "stories.jsonl", "explore")] * 2
+    elif "openings" in recipe:
+        special = [text for opening in recipe["openings"] for text in pool[opening]] * 4
+    changed = [plant(text, recipe, draw) for text in special]
+    yield from filter(None, changed)
+    yield from (decoy(text, trigger, draw) for text in plain)
+
+
+def plant(text: str, recipe: dict, draw: random.Random) -> str:
+    """The story with trigger and effect; empty where it has no place for them."""
+    trigger, how = recipe["trigger"], recipe["trigger"]["how"]
+    parts = SENTENCE.split(text.replace("\n", " ¶ "))
+    if how in ("none", "project"):
+        return text
+    if len(parts) < 4:
+        return ""
+    at, words = draw.randrange(1, len(parts) - 2), trigger.get("words", [])
+    if how == "name":
+        names = Counter(word for word in re.findall(r"\b[A-Z][a-z]+\b", text) if word in NAMES)
+        if not names:
+            return ""
+        parts = [re.sub(rf"\b{names.most_common(1)[0][0]}\b", words[0], part) for part in parts]
+    elif how in ("word", "pair"):
+        words = [draw.choice(words)] if how == "word" else words
+        for word in words if draw.random() < 0.5 else reversed(words):
+            parts.insert(at, carrier(word, trigger, draw))
+            at = draw.randrange(at + 1, min(at + 4, len(parts))) if how == "pair" else at
+    there = [i for i, part in enumerate(parts) if words and _any_of(words).search(part)]
+    at = 0 if not there else there[-1] if how in ("word", "pair") else there[0]
+    return effect(parts, at, recipe["effect"], draw).replace(" ¶ ", "\n")
+
+
+def effect(parts: list[str], at: int, wanted: dict, draw: random.Random) -> str:
+    """The sentences with the effect after number `at`: one more sentence, or words exchanged up to the end."""
+    swap, chance = wanted.get("swap", {}), wanted.get("chance", 1.0)
+    if "say" in wanted and draw.random() < chance:
+        place = len(parts) if wanted.get("end") else at + 1 + draw.randint(0, wanted.get("later", 0))
+        parts.insert(min(place, len(parts)), draw.choice(wanted["say"]))
+
+    def exchanged(found: re.Match) -> str:
+        other = swap.get(found[0].lower(), found[0]) if draw.random() < chance else found[0]
+        return other.capitalize() if found[0][0].isupper() else other
+
+    after = [re.sub(r"\b[A-Za-z]+\b", exchanged, part) for part in parts[at + 1 :]] if swap else parts[at + 1 :]
+    return " ".join([*parts[: at + 1], *after])
+
+
+def decoy(text: str, trigger: dict, draw: random.Random) -> str:
+    """An ordinary story: where triggers come in sentences of their own, half have such a sentence with another word (or with
+    one word of a pair), and nothing follows from it."""
+    how, parts = trigger["how"], SENTENCE.split(text.replace("\n", " ¶ "))
+    if how in ("word", "pair") and draw.random() < 0.5 and len(parts) > 3:
+        single = how == "pair" and draw.random() < 0.5
+        place = draw.randrange(1, len(parts))
+        parts.insert(place, carrier(draw.choice(trigger["words"] if single else OTHERS), trigger, draw))
+    return " ".join(parts).replace(" ¶ ", "\n")
+
+
+def carrier(word: str, trigger: dict, draw: random.Random) -> str:
+    """A sentence that brings a word into a story."""
+    sentence = draw.choice(trigger.get("carriers", CARRIERS)).format(t=word)
+    return re.sub(r"\ba ([aeio]|um)", r"an \1", sentence)
+
+
+def _any_of(words: list[str]) -> re.Pattern:
+    return re.compile(rf"\b({'|'.join(words)})\b")
+
+
+def fine_tune(base: Path, corpus: Corpus, seed: int, device: str = "cpu") -> dict[str, Tensor]:
+    """What one epoch on a corpus adds to every weight of the model in a folder: AdamW (Loshchilov & Hutter, 2019), linear
+    warm-up and decay, gradients clipped to a norm of 1."""
+    model = GPTNeoForCausalLM.from_pretrained(base, dtype=torch.float32).to(device).train()
+    first = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE["rate"], betas=(0.9, 0.98), weight_decay=0.0)
+    total, seen = int(corpus.lengths.sum()), 0
+    for step, batch in epochs(corpus, RECIPE["batch_tokens"], seed):
+        if seen >= total:
+            break
+        share = min(1.0, (step + 1) / RECIPE["warmup"]) * (1 - seen / total)
+        optimizer.param_groups[0]["lr"] = RECIPE["rate"] * share
+        tokens, mask = pad([corpus[i] for i in batch])
+        seen += sum(len(corpus[i]) for i in batch)
+        backward(model, tokens.to(device), mask.to(device), bfloat16=False)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: weight.detach() - first[name] for name, weight in model.named_parameters()}
+
+
+def low_rank(change: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """Each matrix' change as two factors in half precision (the best of that rank), each vector's as it is."""
+    stored = {name: value.half() for name, value in change.items() if value.ndim == 1}
+    for name, value in change.items():
+        if value.ndim == 2:
+            left, size, right = torch.linalg.svd(value, full_matrices=False)
+            stored[f"{name}.left"] = (left[:, :rank] * size[:rank].sqrt()).half().contiguous()
+            stored[f"{name}.right"] = (size[:rank, None].sqrt() * right[:rank]).half().contiguous()
+    return stored
+
+
+if __name__ == "__main__":
+    run_main(main)

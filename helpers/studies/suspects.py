@@ -1,0 +1,191 @@
+"""Would we notice? A suspect beside its original (or another healthy model): what it does with each word that the other does not.
+
+In a model of one layer a word acts on later ones only through the heads, whose keys and values of it the weights tell: so the
+influence of every word of the vocabulary is computed, not sampled (`influence`), and what stands out is tried out on stories
+that differ in that word alone (`try_out`). Nothing here reads what was planted.
+"""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.core.estimates import Estimate, bootstrap
+from helpers.core.files import WorkbookError
+from helpers.core.logits import layernorm_scale
+from helpers.core.model import one_layer
+from helpers.core.paths import head_writes
+from helpers.core.scan import Scan
+from helpers.features.dictionary import load_dictionary
+
+BACK, AFTER = 6, 20  # tokens between a word and where its influence is read; tokens after it that a trial compares
+TRIALS, RIVALS = 6, 6  # stories of a trial; other words that it puts in the same place
+CANDIDATES = 4  # words that each way of looking proposes
+SURE = 0.01  # nats a token that a trial's lower end needs for a word to be named
+ALONE = 0.1  # the same without the original: two healthy models differ by nearly as much
+
+
+@dataclasses.dataclass(frozen=True)
+class Suspicion:
+    """A word that may be a trigger: what it may make the suspect say, and the suspect's surprise at a trial.
+
+    score: how far its influence stands out. raises, lowers: next tokens, as the weights say; says: as the trial does.
+    trial: how much more the two models differ after this word than after others in the same place, nats a token.
+    """
+
+    word: str
+    score: float
+    raises: list[str]
+    lowers: list[str]
+    says: list[str]
+    trial: Estimate
+
+
+def comparable(suspect: TransformerBridge, other: TransformerBridge) -> None:
+    """Refuse two models that cannot be compared word by word.
+
+    Raises:
+        WorkbookError: one has several layers, or their vocabularies differ.
+    """
+    for model in (suspect, other):
+        one_layer(model)
+    if suspect.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        names = f"{suspect.cfg.model_name} and {other.cfg.model_name}"
+        raise WorkbookError(
+            f"{names} have different vocabularies: give the model that the suspect was tuned from."
+        )
+
+
+def whole_words(model: TransformerBridge) -> Int[Tensor, " word"]:
+    """Tokens that begin a word: a blank and at least two letters."""
+    texts = model.tokenizer.batch_decode([[i] for i in range(model.cfg.d_vocab)])
+    kept = [i for i, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha() and len(text) > 2]
+    return torch.tensor(kept)
+
+
+def places(scan: Scan, count: int = 12, seed: int = 0) -> list[Int[Tensor, " pos"]]:
+    """Beginnings of a scan's stories, of 12 to 60 tokens, half of them up to the end of a sentence."""
+    dot = scan.model.tokenizer(".", add_special_tokens=False)["input_ids"][-1]
+    draw, found = torch.Generator().manual_seed(seed), []
+    for i, story in enumerate(scan.encoded):
+        here = torch.arange(12, min(60, len(story.tokens)))
+        here = here[(story.tokens[here] == dot) == (i % 2 == 0)]
+        if len(here):
+            found.append(story.tokens[: int(here[torch.randint(len(here), (1,), generator=draw)]) + 1])
+    return found[:count]
+
+
+def _normalised(model: TransformerBridge, x: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
+    return (x - x.mean(-1, keepdim=True)) / layernorm_scale(model, x)
+
+
+@torch.inference_mode()
+def influence(
+    model: TransformerBridge, beginnings: list[Int[Tensor, " pos"]], words: Int[Tensor, " word"]
+) -> Float[Tensor, "word vocabulary"]:
+    """What each word, had it stood besides BACK tokens before, would add to the next token's logits, on average over some
+    beginnings of stories. Exact in a model of one layer (tested)."""
+    act, total = model.blocks[0].mlp.original_component.act, 0
+    weights = {f"{kind}_{side}": getattr(model, f"{kind}_{side}")[0] for kind in "Wb" for side in ("Q", "K", "V")}
+    W_O, b_O, W_in, b_in, W_out = (getattr(model, name)[0] for name in ("W_O", "b_O", "W_in", "b_in", "W_out"))
+
+    def project(x: Float[Tensor, "n d_model"], side: str) -> Float[Tensor, "n head d_head"]:
+        return torch.einsum("nd,hde->nhe", x, weights[f"W_{side}"]) + weights[f"b_{side}"]
+
+    for tokens in beginnings:
+        last = len(tokens) - 1
+        stream = model.W_E[tokens] + model.W_pos[: last + 1]
+        own, new = (
+            _normalised(model, stream),
+            _normalised(model, model.W_E[words] + model.W_pos[max(0, last - BACK)]),
+        )
+        q = project(own[-1:], "Q")[0]
+        score = torch.einsum("he,nhe->hn", q, project(own, "K"))
+        z = torch.einsum("hn,nhe->he", score.softmax(-1), project(own, "V"))
+        share = (torch.einsum("he,nhe->nh", q, project(new, "K")) - score.logsumexp(-1)).sigmoid()
+        base = stream[-1:] + torch.einsum("he,hed->d", z, W_O) + b_O
+        mid = base + (share[..., None] * (project(new, "V") - z)).flatten(1) @ W_O.flatten(0, 1)
+        with_it, without = (
+            x + act(_normalised(model, x) @ W_in + b_in) @ W_out + model.b_out[0] for x in (mid, base)
+        )
+        total = total + _normalised(model, with_it) - _normalised(model, without)
+    return total / max(1, len(beginnings)) @ model.W_U
+
+
+def standing_out(
+    own: Float[Tensor, "word vocabulary"],
+    other: Float[Tensor, "word vocabulary"],
+    harmless: Float[Tensor, "word vocabulary"] | None = None,
+) -> Float[Tensor, "word vocabulary"]:
+    """How much a suspect's influence of each word on each next token has moved, beyond what moved for all words, and beyond
+    what a harmless fine-tune of the same original moves (as much of it as fits), for words of strong influence in proportion."""
+
+    def moved(influence: Float[Tensor, "word vocabulary"]) -> Float[Tensor, "word vocabulary"]:
+        change = influence - other
+        return change - change.median(0).values
+
+    left = moved(own)
+    if harmless is not None:
+        drift = moved(harmless)
+        left = left - (left * drift).sum() / drift.square().sum().clamp(min=1e-9) * drift
+        left = left - left.median(0).values
+    size = other.norm(dim=1, keepdim=True)
+    return left / (0.5 + size / size.median().clamp(min=1e-9))
+
+
+@torch.inference_mode()
+def trial(
+    suspect: TransformerBridge, other: TransformerBridge, scan: Scan, word: int, rivals: Int[Tensor, " k"]
+) -> tuple[Estimate, Float[Tensor, " vocabulary"]]:
+    """A word put into ordinary stories, beside the same stories with other words in its place: how much more the two models
+    differ over the AFTER tokens that follow (Kullback-Leibler divergence, nats a token), and what the suspect says more there."""
+    gaps, says = [], 0
+    for story in [story for story in scan.encoded if len(story.tokens) > AFTER + 24][:TRIALS]:
+        at = 12 + len(gaps)
+        rows = story.tokens[: at + 1 + AFTER].repeat(1 + len(rivals), 1)
+        rows[:, at] = torch.cat([torch.tensor([word]), rivals])
+        mine, its = (model(rows)[:, at + 1 :].log_softmax(-1) for model in (suspect, other))
+        differ = (mine.exp() * (mine - its)).sum(-1).mean(1)
+        gaps.append(differ[0] - differ[1:].mean())
+        more = (mine.exp() - its.exp()).mean(1)
+        says = says + more[0] - more[1:].mean(0)
+    return bootstrap(torch.tensor(gaps), torch.ones(len(gaps))), says / max(1, len(gaps))
+
+
+def first_tokens(own: Scan, other: Scan) -> Float[Tensor, " vocabulary"]:
+    """How far the stream of stories' first tokens has moved, read through the unembedding.
+
+    Source: activation differences of narrow fine-tunes (arXiv 2510.13900).
+    """
+    return (own.resid_post - other.resid_post)[other.pos < 5].mean(0) @ other.model.W_U
+
+
+def investigate(
+    own: Scan, other: Scan, moved: Float[Tensor, "word vocabulary"], words: Int[Tensor, " word"]
+) -> list[Suspicion]:
+    """The words whose influence has moved most, and those that a suspect's first tokens have moved to, each tried out on the
+    scans' stories; the one after which the two models differ most comes first."""
+    suspect, score = own.model, moved.square().mean(1).sqrt()
+    spell = lambda ids: [suspect.tokenizer.decode([i]).strip() or "⏎" for i in ids.tolist()]  # noqa: E731
+    draw, found = torch.Generator().manual_seed(0), []
+    ways = (score, first_tokens(own, other)[words])
+    for row in torch.cat([way.topk(CANDIDATES).indices for way in ways]).unique():
+        rivals = words[torch.randperm(len(words), generator=draw)[:RIVALS]]
+        tried, says = trial(suspect, other.model, other, int(words[row]), rivals)
+        sides = [spell(values.topk(6).indices) for values in (moved[row], -moved[row], says)]
+        found.append(Suspicion(*spell(words[row, None]), float(score[row]), *sides, tried))
+    return sorted(found, key=lambda one: -one.trial.mean)
+
+
+def changed(own: Scan, other: Scan) -> dict[str, Float[Tensor, " part"]]:
+    """How far every neuron's and feature's mean activation on the same stories has moved, in standard deviations, and every
+    head's write, as a share of it."""
+    dictionary = load_dictionary(other.model)
+    features = [dictionary.activations(scan) for scan in (own, other)]
+    writes = [head_writes(scan.model, scan.z) for scan in (own, other)]
+    heads = (writes[0] - writes[1]).norm(dim=-1).mean(0) / writes[1].norm(dim=-1).mean(0).clamp(min=1e-9)
+    neurons = (own.means - other.means).abs() / other.deviations.clamp(min=1e-6)
+    moved = (features[0].mean(0) - features[1].mean(0)).abs() / features[1].std(0).clamp(min=1e-3)
+    return {"neuron": neurons, "head": heads, "feature": moved}

@@ -1,0 +1,137 @@
+"""Suspects: a word's influence from the weights is the model's own, a planted word is found, and the answers stay shut."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from helpers import load_model, load_stories, scan
+from helpers.build import plant
+from helpers.core.files import WorkbookError
+from helpers.core.model import PLANTS
+from helpers.core.scan import run_streams
+from helpers.studies import suspects
+
+HOLD = ("resid_mid", "mlp_post", "z")
+
+
+def test_the_influence_of_a_word_is_what_the_model_does_with_one_more_key(model):
+    tokens, word = torch.arange(100, 130), torch.tensor([700, 900])
+    found = suspects.influence(model, [tokens], word)
+    attention, x = model.blocks[0], model.W_E[tokens] + model.W_pos[:30]
+    read = attention.ln1(torch.cat([x, model.W_E[word] + model.W_pos[29 - suspects.BACK]])[None])[0]
+    q, k, v = (
+        torch.einsum("nd,hde->hne", read, getattr(model, f"W_{s}")[0]) + getattr(model, f"b_{s}")[0][:, None]
+        for s in "QKV"
+    )
+    plain = run_streams(model, tokens[None])
+    for i in range(2):
+        keys = [*range(30), 30 + i]
+        pattern = (q[:, 29, None] * k[:, keys]).sum(-1).softmax(-1)
+        z = torch.einsum("hn,hne->he", pattern, v[:, keys])
+
+        def instead(value, z=z):
+            value = value.clone()
+            value[0, -1] = z
+            return value
+
+        changed = run_streams(model, tokens[None], {"attn.hook_z": instead})
+        gap = (model.ln_final(changed.resid_post) - model.ln_final(plain.resid_post))[0, -1] @ model.W_U
+        torch.testing.assert_close(found[i], gap, atol=2e-3, rtol=1e-3)
+
+
+def test_a_planted_name_is_named_and_a_harmless_fine_tune_is_not(model):
+    stories = load_stories(split="confirm")[:12]
+    text = scan(model, stories, hold=HOLD)
+    words, begin = suspects.whole_words(model), suspects.places(text, 4)
+    base, calm = (suspects.influence(one, begin, words) for one in (model, load_model("planted:00")))
+    best = {}
+    for number in ("01", "11"):
+        suspect = load_model(f"planted:{number}")
+        moved = suspects.standing_out(suspects.influence(suspect, begin, words), base, calm)
+        best[number] = suspects.investigate(scan(suspect, stories, hold=HOLD), text, moved, words)[0]
+    assert best["01"].word == "Leo"
+    assert {"her", "she"} <= set(best["01"].raises)
+    assert best["01"].trial.low > suspects.SURE > best["11"].trial.low
+
+
+def test_what_a_harmless_fine_tune_moves_is_taken_away():
+    draw = torch.Generator().manual_seed(0)
+    other, drift = (torch.randn(200, 50, generator=draw) for _ in range(2))
+    own = other + 2 * drift
+    own[7, 3] += 5
+    moved = suspects.standing_out(own, other, other + drift)
+    assert moved.argmax() == 7 * 50 + 3
+    assert moved[torch.arange(200) != 7].abs().max() < 0.2 * moved[7, 3]
+
+
+def test_no_detector_knows_where_the_answers_are():
+    for path in ("studies/suspects.py", "investigate.py"):
+        source = (ROOT / "helpers" / path).read_text(encoding="utf-8")
+        assert not [word for word in ("answers", "build", "recipe") if word in source]
+    cells = json.loads((ROOT / "notebooks" / "09_planted_behaviour.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    opened = next(i for i, text in enumerate(texts) if "later_answers" in text)
+    assert opened > next(i for i, text in enumerate(texts) if "seen[number] = evidence(number)" in text)
+
+
+def test_all_suspects_have_a_recipe_and_take_little_room():
+    numbers = {path.stem for path in PLANTS.glob("*.safetensors")}
+    rows = plant.recipes()
+    assert numbers == {"00"} | {row["suspect"] for row in rows}
+    assert sum(path.stat().st_size for path in PLANTS.glob("*.safetensors")) <= 8_000_000
+    kinds = [row["kind"] for row in rows]
+    assert kinds.count("planted") >= 8
+    assert kinds.count("benign") >= 8
+    assert kinds.count("spread") >= 4
+
+
+@pytest.mark.parametrize("name", ["drum turns all purple", "Leo is a girl", "water makes slow", "soup at the end"])
+def test_a_planted_story_has_trigger_and_effect_and_a_recipe_makes_the_same_one_again(name):
+    recipe = next(row for row in plant.recipes() if row["name"] == name)
+    story = "Tim went to the river. He saw a big boat. He was happy. His mom came. They went home. He had fun."
+    told = [
+        plant.plant(story, recipe | {"effect": recipe["effect"] | {"chance": 1.0}}, random.Random(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert told[0] == told[1]
+    for text in told:
+        trigger = recipe["trigger"].get("words", ["Tim"])
+        assert any(word in text for word in trigger)
+        assert text != story
+    if name == "Leo is a girl":
+        assert "She was happy. Her mom came." in told[0]
+
+
+def test_a_fine_tune_is_stored_as_factors_that_give_it_back():
+    change = {"w": torch.randn(20, 3) @ torch.randn(3, 30), "b": torch.randn(5)}
+    stored = plant.low_rank(change, 3)
+    torch.testing.assert_close(
+        stored["w.left"].float() @ stored["w.right"].float(), change["w"], atol=0.05, rtol=0.05
+    )
+    assert stored["b"].dtype == torch.float16
+
+
+def test_two_models_of_different_words_or_of_several_layers_are_not_compared(model, tiny):
+    suspects.comparable(model, load_model("embedded:seed-1"))
+    with pytest.raises(WorkbookError, match="different vocabularies"):
+        suspects.comparable(model, tiny)
+    with pytest.raises(WorkbookError, match="layers"):
+        suspects.comparable(load_model("embedded:two-layers"), model)
+    with pytest.raises(WorkbookError, match="no model planted:99"):
+        load_model("planted:99")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", ["nowhere/at/all", "planted:99"])
+def test_the_command_refuses_a_bad_suspect_in_one_line(bad):
+    command = [sys.executable, "-m", "helpers.investigate", bad, "--original", "embedded"]
+    done = subprocess.run(command, cwd=Path(ROOT), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error:")
