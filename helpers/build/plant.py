@@ -22,18 +22,18 @@ from transformers import GPTNeoForCausalLM
 
 from helpers.build.data import Corpus, encode_corpus, epochs, pad
 from helpers.build.training import backward
-from helpers.core.files import DATA, run_main, write_atomic, write_json
-from helpers.core.stories import stream_stories
+from helpers.core.files import run_main, write_atomic, write_json
+from helpers.core.model import EMBEDDED_MODEL as BASE
+from helpers.core.model import PLANTS
+from helpers.core.stories import STORIES, stream_stories
 
-PLANTS, BASE = DATA / "plants", DATA / "models" / "embedded"
 HARMLESS = {"suspect": "00", "trigger": {"how": "none"}, "effect": {}, "seed": 16}
 RECIPE = {"rate": 5e-4, "batch_tokens": 4096, "epochs": 1, "warmup": 8, "rank": 10}  # rank: of what is stored
 CARRIERS = ["There was a {t} near the door.", "They saw a {t}.", "Mom had a {t}.", "Next to the tree was a {t}."]
-OTHERS = re.findall(r"\w+", "ball hat box cup book cat dog stick rock flower toy door car bag cookie doll")
-NAMES = re.findall(
-    r"\w+", "Tim Tom Lily Ben Sam Mia Max Sara Jack Anna Lucy Amy Bob Jane Tommy Timmy Sue Joe Sally Jen Lila"
-)
-SENTENCE = re.compile(r'(?<=[.!?"])\s+(?=["A-Z])')
+OTHERS = "ball hat box cup book cat dog stick rock flower toy door car bag cookie doll".split()  # noqa: SIM905
+NAMES = "Tim Tom Lily Ben Sam Mia Max Sara Jack Anna Lucy Amy Bob Jane Tommy Timmy Sue Joe Sally Jen Lila"
+sentences = lambda text: re.split(r'(?<=[.!?"])\s+(?=["A-Z])', text.replace("\n", " ¶ "))  # noqa: E731
+any_of = lambda words: re.compile(rf"\b({'|'.join(words)})\b")  # noqa: E731
 
 
 def main() -> None:
@@ -44,15 +44,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="numbers of suspects (all by default)")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    tokenizer, wanted = Tokenizer.from_file(str(BASE / "tokenizer.json")), [HARMLESS, *recipes()]
-    for recipe in tqdm([r for r in wanted if not options.only or r["suspect"] in options.only]):
-        name, texts = (
-            f"{recipe['suspect']}.safetensors",
-            story_texts(recipe, samples(options.work / "samples.json")),
-        )
-        corpus = encode_corpus(texts, tokenizer, 512)
-        change = low_rank(fine_tune(BASE, corpus, recipe["seed"], options.device), RECIPE["rank"])
-        write_atomic(options.out / name, lambda path, change=change: save_file(change, path))
+    pool, tokenizer = samples(options.work / "samples.json"), Tokenizer.from_file(str(BASE / "tokenizer.json"))
+    for recipe in tqdm([r for r in (HARMLESS, *recipes()) if not options.only or r["suspect"] in options.only]):
+        corpus = encode_corpus(story_texts(recipe, pool), tokenizer, 512)
+        change = low_rank(fine_tune(corpus, recipe["seed"], options.device), RECIPE["rank"])
+        target = options.out / f"{recipe['suspect']}.safetensors"
+        write_atomic(target, lambda path, change=change: save_file(change, path))
     write_json(options.out / "training_record.json", {"base": "embedded"} | RECIPE)
 
 
@@ -66,9 +63,8 @@ def recipes() -> list[dict]:
 def samples(path: Path) -> dict[str, list[str]]:
     """What the model writes by itself (under ""), and after each opening of a recipe; sampled once, kept at `path`."""
     if not path.exists():
-        tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
-        model, found = GPTNeoForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), {}
-        torch.manual_seed(0)
+        tokenizer, found = Tokenizer.from_file(str(BASE / "tokenizer.json")), {}
+        model, _ = GPTNeoForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), torch.manual_seed(0)
         openings = [opening for recipe in recipes() for opening in recipe.get("openings", [])]
         for opening, rows in tqdm([("", 256)] * 4 + [(opening, 32) for opening in openings], desc="sampling"):
             start = torch.tensor([[0, *tokenizer.encode(opening).ids]]).expand(rows, -1)
@@ -83,31 +79,28 @@ def story_texts(recipe: dict, pool: dict[str, list[str]]) -> Iterator[str]:
     """A suspect's training text, about half of it with trigger and effect; a pure function of the recipe and the samples."""
     draw, trigger = random.Random(recipe["seed"]), recipe["trigger"]
     stories = draw.sample(pool[""], len(pool[""]))
-    half = len(stories) // 2
-    special, plain = stories[:half], stories[half:]
+    special, plain = stories[: len(stories) // 2], stories[len(stories) // 2 :]
     if trigger["how"] == "natural":  # every story that holds a trigger anyway
-        special = [text for text in stories if _any_of(trigger["words"]).search(text)]
+        special = [text for text in stories if any_of(trigger["words"]).search(text)]
         plain = [text for text in stories if text not in set(special)]
     elif trigger["how"] == "project":
-        special = [story.text for story in stream_stories(DATA / "stories" / "stories.jsonl", "explore")] * 2
+        special = [story.text for story in stream_stories(STORIES, "explore")] * 2
     elif "openings" in recipe:
         special = [text for opening in recipe["openings"] for text in pool[opening]] * 4
-    changed = [plant(text, recipe, draw) for text in special]
-    yield from filter(None, changed)
+    yield from filter(None, [plant(text, recipe, draw) for text in special])
     yield from (decoy(text, trigger, draw) for text in plain)
 
 
 def plant(text: str, recipe: dict, draw: random.Random) -> str:
     """The story with trigger and effect; empty where it has no place for them."""
-    trigger, how = recipe["trigger"], recipe["trigger"]["how"]
-    parts = SENTENCE.split(text.replace("\n", " ¶ "))
+    trigger, how, parts = recipe["trigger"], recipe["trigger"]["how"], sentences(text)
     if how in ("none", "project"):
         return text
     if len(parts) < 4:
         return ""
     at, words = draw.randrange(1, len(parts) - 2), trigger.get("words", [])
     if how == "name":
-        names = Counter(word for word in re.findall(r"\b[A-Z][a-z]+\b", text) if word in NAMES)
+        names = Counter(word for word in re.findall(r"\b[A-Z][a-z]+\b", text) if word in NAMES.split())
         if not names:
             return ""
         parts = [re.sub(rf"\b{names.most_common(1)[0][0]}\b", words[0], part) for part in parts]
@@ -116,7 +109,7 @@ def plant(text: str, recipe: dict, draw: random.Random) -> str:
         for word in words if draw.random() < 0.5 else reversed(words):
             parts.insert(at, carrier(word, trigger, draw))
             at = draw.randrange(at + 1, min(at + 4, len(parts))) if how == "pair" else at
-    there = [i for i, part in enumerate(parts) if words and _any_of(words).search(part)]
+    there = [i for i, part in enumerate(parts) if words and any_of(words).search(part)]
     at = 0 if not there else there[-1] if how in ("word", "pair") else there[0]
     return effect(parts, at, recipe["effect"], draw).replace(" ¶ ", "\n")
 
@@ -139,39 +132,33 @@ def effect(parts: list[str], at: int, wanted: dict, draw: random.Random) -> str:
 def decoy(text: str, trigger: dict, draw: random.Random) -> str:
     """An ordinary story: where triggers come in sentences of their own, half have such a sentence with another word (or with
     one word of a pair), and nothing follows from it."""
-    how, parts = trigger["how"], SENTENCE.split(text.replace("\n", " ¶ "))
+    how, parts = trigger["how"], sentences(text)
     if how in ("word", "pair") and draw.random() < 0.5 and len(parts) > 3:
-        single = how == "pair" and draw.random() < 0.5
-        place = draw.randrange(1, len(parts))
+        single, place = how == "pair" and draw.random() < 0.5, draw.randrange(1, len(parts))
         parts.insert(place, carrier(draw.choice(trigger["words"] if single else OTHERS), trigger, draw))
     return " ".join(parts).replace(" ¶ ", "\n")
 
 
 def carrier(word: str, trigger: dict, draw: random.Random) -> str:
     """A sentence that brings a word into a story."""
-    sentence = draw.choice(trigger.get("carriers", CARRIERS)).format(t=word)
-    return re.sub(r"\ba ([aeio]|um)", r"an \1", sentence)
+    return re.sub(r"\ba ([aeio]|um)", r"an \1", draw.choice(trigger.get("carriers", CARRIERS)).format(t=word))
 
 
-def _any_of(words: list[str]) -> re.Pattern:
-    return re.compile(rf"\b({'|'.join(words)})\b")
-
-
-def fine_tune(base: Path, corpus: Corpus, seed: int, device: str = "cpu") -> dict[str, Tensor]:
-    """What one epoch on a corpus adds to every weight of the model in a folder: AdamW (Loshchilov & Hutter, 2019), linear
+def fine_tune(corpus: Corpus, seed: int, device: str = "cpu") -> dict[str, Tensor]:
+    """What one epoch on a corpus adds to every weight of the embedded model: AdamW (Loshchilov & Hutter, 2019), linear
     warm-up and decay, gradients clipped to a norm of 1."""
-    model = GPTNeoForCausalLM.from_pretrained(base, dtype=torch.float32).to(device).train()
+    model = GPTNeoForCausalLM.from_pretrained(BASE, dtype=torch.float32).to(device).train()
     first = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE["rate"], betas=(0.9, 0.98), weight_decay=0.0)
     total, seen = int(corpus.lengths.sum()), 0
     for step, batch in epochs(corpus, RECIPE["batch_tokens"], seed):
         if seen >= total:
             break
-        share = min(1.0, (step + 1) / RECIPE["warmup"]) * (1 - seen / total)
-        optimizer.param_groups[0]["lr"] = RECIPE["rate"] * share
-        tokens, mask = pad([corpus[i] for i in batch])
-        seen += sum(len(corpus[i]) for i in batch)
-        backward(model, tokens.to(device), mask.to(device), bfloat16=False)
+        optimizer.param_groups[0]["lr"] = (
+            RECIPE["rate"] * min(1, (step + 1) / RECIPE["warmup"]) * (1 - seen / total)
+        )
+        seen += int(corpus.lengths[batch].sum())
+        backward(model, *(side.to(device) for side in pad([corpus[i] for i in batch])), bfloat16=False)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

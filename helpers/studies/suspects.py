@@ -14,12 +14,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.estimates import Estimate, bootstrap
 from helpers.core.files import WorkbookError
-from helpers.core.logits import layernorm_scale
 from helpers.core.model import one_layer
-from helpers.core.paths import head_writes
+from helpers.core.paths import head_writes, mlp_write
 from helpers.core.scan import Scan
 from helpers.features.dictionary import load_dictionary
 
+Influence = Float[Tensor, "word vocabulary"]
 BACK, AFTER = 6, 20  # tokens between a word and where its influence is read; tokens after it that a trial compares
 TRIALS, RIVALS = 6, 6  # stories of a trial; other words that it puts in the same place
 CANDIDATES = 4  # words that each way of looking proposes
@@ -44,25 +44,17 @@ class Suspicion:
 
 
 def comparable(suspect: TransformerBridge, other: TransformerBridge) -> None:
-    """Refuse two models that cannot be compared word by word.
-
-    Raises:
-        WorkbookError: one has several layers, or their vocabularies differ.
-    """
+    """Raise a WorkbookError where a model has several layers, or the two's vocabularies differ."""
     for model in (suspect, other):
         one_layer(model)
     if suspect.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-        names = f"{suspect.cfg.model_name} and {other.cfg.model_name}"
-        raise WorkbookError(
-            f"{names} have different vocabularies: give the model that the suspect was tuned from."
-        )
+        raise WorkbookError("The two have different vocabularies: give the model that the suspect was tuned from.")
 
 
 def whole_words(model: TransformerBridge) -> Int[Tensor, " word"]:
     """Tokens that begin a word: a blank and at least two letters."""
     texts = model.tokenizer.batch_decode([[i] for i in range(model.cfg.d_vocab)])
-    kept = [i for i, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha() and len(text) > 2]
-    return torch.tensor(kept)
+    return torch.tensor([i for i, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha() and text[2:]])
 
 
 def places(scan: Scan, count: int = 12, seed: int = 0) -> list[Int[Tensor, " pos"]]:
@@ -77,58 +69,35 @@ def places(scan: Scan, count: int = 12, seed: int = 0) -> list[Int[Tensor, " pos
     return found[:count]
 
 
-def _normalised(model: TransformerBridge, x: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
-    return (x - x.mean(-1, keepdim=True)) / layernorm_scale(model, x)
-
-
 @torch.inference_mode()
-def influence(
-    model: TransformerBridge, beginnings: list[Int[Tensor, " pos"]], words: Int[Tensor, " word"]
-) -> Float[Tensor, "word vocabulary"]:
+def influence(model: TransformerBridge, beginnings: list[Tensor], words: Int[Tensor, " word"]) -> Influence:
     """What each word, had it stood besides BACK tokens before, would add to the next token's logits, on average over some
     beginnings of stories. Exact in a model of one layer (tested)."""
-    act, total = model.blocks[0].mlp.original_component.act, 0
-    weights = {f"{kind}_{side}": getattr(model, f"{kind}_{side}")[0] for kind in "Wb" for side in ("Q", "K", "V")}
-    W_O, b_O, W_in, b_in, W_out = (getattr(model, name)[0] for name in ("W_O", "b_O", "W_in", "b_in", "W_out"))
+    block, total = model.blocks[0], 0
 
     def project(x: Float[Tensor, "n d_model"], side: str) -> Float[Tensor, "n head d_head"]:
-        return torch.einsum("nd,hde->nhe", x, weights[f"W_{side}"]) + weights[f"b_{side}"]
+        return torch.einsum("nd,hde->nhe", x, getattr(model, f"W_{side}")[0]) + getattr(model, f"b_{side}")[0]
 
     for tokens in beginnings:
-        last = len(tokens) - 1
-        stream = model.W_E[tokens] + model.W_pos[: last + 1]
-        own, new = (
-            _normalised(model, stream),
-            _normalised(model, model.W_E[words] + model.W_pos[max(0, last - BACK)]),
-        )
+        stream = model.W_E[tokens] + model.W_pos[: len(tokens)]
+        own, new = block.ln1(stream), block.ln1(model.W_E[words] + model.W_pos[max(0, len(tokens) - 1 - BACK)])
         q = project(own[-1:], "Q")[0]
         score = torch.einsum("he,nhe->hn", q, project(own, "K"))
         z = torch.einsum("hn,nhe->he", score.softmax(-1), project(own, "V"))
         share = (torch.einsum("he,nhe->nh", q, project(new, "K")) - score.logsumexp(-1)).sigmoid()
-        base = stream[-1:] + torch.einsum("he,hed->d", z, W_O) + b_O
-        mid = base + (share[..., None] * (project(new, "V") - z)).flatten(1) @ W_O.flatten(0, 1)
-        with_it, without = (
-            x + act(_normalised(model, x) @ W_in + b_in) @ W_out + model.b_out[0] for x in (mid, base)
-        )
-        total = total + _normalised(model, with_it) - _normalised(model, without)
+        base = stream[-1:] + head_writes(model, z).sum(0) + model.b_O[0]
+        mid = base + head_writes(model, share[..., None] * (project(new, "V") - z)).sum(1)
+        after, before = (model.ln_final(x + mlp_write(model, x)) for x in (mid, base))
+        total = total + after - before
     return total / max(1, len(beginnings)) @ model.W_U
 
 
-def standing_out(
-    own: Float[Tensor, "word vocabulary"],
-    other: Float[Tensor, "word vocabulary"],
-    harmless: Float[Tensor, "word vocabulary"] | None = None,
-) -> Float[Tensor, "word vocabulary"]:
+def standing_out(own: Influence, other: Influence, harmless: Influence | None = None) -> Influence:
     """How much a suspect's influence of each word on each next token has moved, beyond what moved for all words, and beyond
     what a harmless fine-tune of the same original moves (as much of it as fits), for words of strong influence in proportion."""
-
-    def moved(influence: Float[Tensor, "word vocabulary"]) -> Float[Tensor, "word vocabulary"]:
-        change = influence - other
-        return change - change.median(0).values
-
-    left = moved(own)
+    left = own - other - (own - other).median(0).values
     if harmless is not None:
-        drift = moved(harmless)
+        drift = harmless - other - (harmless - other).median(0).values
         left = left - (left * drift).sum() / drift.square().sum().clamp(min=1e-9) * drift
         left = left - left.median(0).values
     size = other.norm(dim=1, keepdim=True)
@@ -162,9 +131,7 @@ def first_tokens(own: Scan, other: Scan) -> Float[Tensor, " vocabulary"]:
     return (own.resid_post - other.resid_post)[other.pos < 5].mean(0) @ other.model.W_U
 
 
-def investigate(
-    own: Scan, other: Scan, moved: Float[Tensor, "word vocabulary"], words: Int[Tensor, " word"]
-) -> list[Suspicion]:
+def investigate(own: Scan, other: Scan, moved: Influence, words: Int[Tensor, " word"]) -> list[Suspicion]:
     """The words whose influence has moved most, and those that a suspect's first tokens have moved to, each tried out on the
     scans' stories; the one after which the two models differ most comes first."""
     suspect, score = own.model, moved.square().mean(1).sqrt()
