@@ -55,5 +55,6 @@ def test_a_page_on_two_models_says_that_there_is_no_second(said):
     assert re.search(r"there is no second model beside .*untied\.$", last)
 
 
-def test_the_page_on_composition_runs_on_very_few_stories(said):
+def test_the_page_on_composition_runs_on_very_few_stories(said, monkeypatch):
+    monkeypatch.setenv("TINYSTORIES_MODEL", "random:embedded")
     assert "do together" in said("04_syntax_and_content")
