@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import GPTNeoForCausalLM
 
 from helpers.build.data import Corpus, encode_corpus, epochs, pad
-from helpers.build.training import backward
+from helpers.build.training import Recipe, backward
 from helpers.core.files import run_main, write_atomic, write_json
 from helpers.core.model import EMBEDDED_MODEL as BASE
 from helpers.core.model import PLANTS
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="numbers of suspects (all by default)")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    Recipe(device=options.device)  # refuses a device that is not here
     pool, tokenizer = samples(options.work / "samples.json"), Tokenizer.from_file(str(BASE / "tokenizer.json"))
     for recipe in tqdm([r for r in (HARMLESS, *recipes()) if not options.only or r["suspect"] in options.only]):
         corpus = encode_corpus(story_texts(recipe, pool), tokenizer, 512)

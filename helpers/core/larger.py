@@ -50,8 +50,7 @@ def load_larger(name: str = LARGER) -> TransformerBridge:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).partition("\n")[0][:90]
         raise WorkbookError(f"{source} cannot be read ({type(error).__name__}: {reason}): {HOW}.") from None
-    if (
-        END_OF_TEXT in tokenizer.get_vocab()
-    ):  # what parts texts; an instructed model's own mark opens a turn of talk
+    if END_OF_TEXT in tokenizer.get_vocab():
+        # what parts texts: an instructed model's own mark opens a turn of talk
         tokenizer.bos_token = END_OF_TEXT
     return bridge(model, tokenizer, name)

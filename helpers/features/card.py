@@ -83,9 +83,7 @@ def cards(scan: Scan, parts: Parts, test: Scan | None = None, rules: Sequence[Ru
     for k, (number, rule) in enumerate(zip(parts.index.tolist(), rules, strict=True)):
         held = score(variables, rule, unseen[:, k], heard[:, k])
         one = dataclasses.replace(parts, index=parts.index[k : k + 1])
-        seen = (
-            costs(scan, one) if parts.kind == "head" else own[:, k]
-        )  # of a head: what the next word loses without it
+        seen = costs(scan, one) if parts.kind == "head" else own[:, k]  # a head's: the next word's loss without it
         sides = [says[k].topk(10, largest=way).indices.tolist() for way in (True, False)]
         up, down = ({decode(i): round(float(says[k, i]), 2) for i in side} for side in sides)
         pair, rest = loses(test, parts, k, heard[:, k])

@@ -102,9 +102,7 @@ def circuit(graph: Graph, title: str, notes: dict[str, str], columns: tuple[str,
         for i, node in enumerate(nodes):
             places[column, node.name] = x, y = column * 10.0, (i + 0.5) * tallest / len(nodes)
             ink = COLOURS["model"] if node.total >= 0 else COLOURS["accent"]
-            head = (
-                node.name[5:].split(".")[-1] if node.name.startswith("head ") else ""
-            )  # of "head 3" or "head 1.3"
+            head = node.name[5:].split(".")[-1] if node.name.startswith("head ") else ""  # "head 3" or "head 1.3"
             shade = to_rgb(head_colour(int(head)) if head else "white")
             box = {"boxstyle": "round,pad=0.2", "fc": [0.7 + 0.3 * part for part in shade], "ec": ink, "lw": 1.1}
             text = f"{node.name}  {node.total:+.1f}\n{textwrap.fill(said.get(node.name, ''), 40)}".strip()

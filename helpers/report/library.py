@@ -117,9 +117,8 @@ class Library:
     def __init__(self, model: str, entries: Iterable[Entry] = (), groups: dict[str, dict] | None = None):
         self.model, self.groups = model, groups or {}
         self.entries: dict[str, Entry] = {entry.id: entry for entry in entries}
-        self.said: list[
-            tuple
-        ] = []  # what was changed here, to be said anew to what the file holds when it is saved
+        # what was changed here, to be said anew to what the file holds when it is saved
+        self.said: list[tuple] = []
 
     @classmethod
     def load(cls, path: str | Path, model: str) -> "Library":

@@ -31,12 +31,11 @@ ALONE = 0.1  # the same without the original: two healthy models differ by nearl
 class Suspicion:
     """A word that may be a trigger: what it may make the suspect say, and the suspect's surprise at a trial.
 
-    score: how far its influence stands out. raises, lowers: next tokens, as the weights say; says: as the trial does.
+    raises, lowers: next tokens, as the weights say; says: as the trial does.
     trial: how much more the two models differ after this word than after others in the same place, nats a token.
     """
 
     word: str
-    score: float
     raises: list[str]
     lowers: list[str]
     says: list[str]
@@ -142,7 +141,7 @@ def investigate(own: Scan, other: Scan, moved: Influence, words: Int[Tensor, " w
         rivals = words[torch.randperm(len(words), generator=draw)[:RIVALS]]
         tried, says = trial(suspect, other.model, other, int(words[row]), rivals)
         sides = [spell(values.topk(6).indices) for values in (moved[row], -moved[row], says)]
-        found.append(Suspicion(*spell(words[row, None]), float(score[row]), *sides, tried))
+        found.append(Suspicion(*spell(words[row, None]), *sides, tried))
     return sorted(found, key=lambda one: -one.trial.mean)
 
 
