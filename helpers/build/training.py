@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for the finished model")
     work = Path("training-run")
     parser.add_argument("--work", type=Path, default=work, help="folder of this run and of no other")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json (else one is trained on the text)")
     options, recipe = with_recipe(parser, Recipe)
     torch.set_num_threads(recipe.threads)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,8 @@ def main() -> None:
     hashes = {kind: text_hash(stream_texts(*source)) for kind, source in sources.items()}
     texts = {kind: f"{source} (SHA-256 {hashes[kind][:12]})" for kind, (source, _) in sources.items()}
     claim(options.work, texts | dataclasses.asdict(recipe))
+    if options.tokenizer and not (options.work / "tokenizer.json").exists():
+        save_tokenizer(Tokenizer.from_file(str(options.tokenizer)), options.work, recipe.context)
     if not (options.work / "tokenizer.json").exists():
         every = tqdm(stream_texts(options.data), desc="tokenizer", unit=" stories")
         save_tokenizer(train_tokenizer(every, recipe.vocabulary), options.work, recipe.context)

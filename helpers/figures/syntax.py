@@ -15,7 +15,7 @@ HERE, STORY, BOTH, INK = COLOURS["model"], COLOURS["control"], COLOURS["accent"]
 def dots(rows: dict[str, list[Estimate | float]], names: list[str], title: str, unit: str) -> Figure:
     """A line a row with a point for each of some measures, with its interval where it has one."""
     figure, (axis,) = new_axes(8.6, 1.3 + 0.27 * len(rows))
-    for i, (name, colour) in enumerate(zip(names, (HERE, STORY, COLOURS["baseline"]), strict=False)):
+    for i, (name, colour) in enumerate(zip(names, (HERE, STORY, COLOURS["baseline"], INK), strict=False)):
         column = [row[i] if isinstance(row[i], Estimate) else Estimate(*[row[i]] * 3) for row in rows.values()]
         means, place = [value.mean for value in column], np.arange(len(rows)) + 0.12 * (i - (len(names) - 1) / 2)
         errors = [[value.mean - value.low for value in column], [value.high - value.mean for value in column]]

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import math
+import re
 from pathlib import Path
 
 from helpers.core.estimates import Comparison, Estimate, difference, verdict
@@ -50,7 +51,7 @@ class Finding:
 
     def _repr_html_(self) -> str:
         row = self.record()
-        rival = self.pair.control_name.replace(": ", " rivals, ", 1)  # "the strongest of 7 rivals, head 2"
+        rival = re.sub(r"^(the strongest of \d+): (.+)", r"\1 controls (\2)", self.pair.control_name)
         told = self.told or f"{said(row, 'value')} {self.unit}; {rival}: {said(row, 'control')}"
         # the classes keep JupyterLab from reading two dollars as a formula
         return (
