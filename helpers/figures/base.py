@@ -205,7 +205,7 @@ def story_by_part(
     in a figure of its own.
     """
     colours = {part: to_rgb(colours[part % len(colours)]) for part in names}
-    legend = [("\n", -1, 0.0), *((f"{name}   ", part, 0.6) for part, name in names.items())]
+    legend = sum(([(name, part, 0.6), ("   ", -1, 0.0)] for part, name in names.items()), [("\n", -1, 0.0)])
     figure, (axis,) = (axis.figure, (axis,)) if (given := axis) else new_axes(9.6, 1)
     placed, x, y, style = [], 0.0, 0.0, {"fontsize": 12, "va": "center", "family": "serif", "in_layout": False}
     for token, part, dark in [*zip(tokens, parts, strength, strict=True), *legend]:

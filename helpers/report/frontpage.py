@@ -34,12 +34,11 @@ def measured(rows: list[dict], notebook: str, words: str) -> str:
     if len(found) != 1:
         raise WorkbookError(f"{len(found)} findings of notebook {notebook} say “{words}”: the README needs one.")
     (row,) = found
-    rival = f"best of {row['tried']} rivals" if row["tried"] > 1 else plain(row["control_name"])
-    told = row.get("told") or f"{said(row, 'value')} {row['unit']}; {rival}: {said(row, 'control')}."
+    control = f"best of {row['tried']} controls" if row["tried"] > 1 else plain(row["control_name"])
+    told = row.get("told") or f"{said(row, 'value')} {row['unit']}; {control}: {said(row, 'control')}."
     if not row.get("told") and row["unit"].startswith("nats") and "gained" not in row["unit"]:
-        told = "{:.1f} times less likely; {}: {:.1f} times.".format(
-            math.exp(row["value"][0]), rival, math.exp(row["control"][0])
-        )
+        much, little = (f"{math.exp(row[side][0]):.1f} times" for side in ("value", "control"))
+        told = f"{much} less likely; {control}: {'no less' if little == '1.0 times' else little}."
     return f"*{told}* ({row['verdict']})"
 
 
