@@ -225,7 +225,7 @@ class Score:
 
     @property
     def named(self) -> bool:
-        """Whether the part has a name: more often right than not by a clear margin, and at least half of it found."""
+        """Whether the part has a rule: one more often right than not by a clear margin, and at least half of it found."""
         return self.precision >= 0.6 and self.recall >= 0.5
 
 
