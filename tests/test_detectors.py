@@ -1,5 +1,6 @@
 """Detectors on a small gated model of three layers: what a survey adds up, what is found, what can be fetched."""
 
+import json
 import subprocess
 import zipfile
 
@@ -9,10 +10,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from helpers import WorkbookError, load_stories, tagged
 from helpers.build import larger as building
+from helpers.core.files import ROOT
 from helpers.core.larger import FILE, HOW, larger_folder, load_larger
 from helpers.core.model import EMBEDDED_MODEL
+from helpers.core.parts import Parts
 from helpers.core.scan import batches, text_scan
-from helpers.detectors.survey import LOOKS, SHIFT, looks, survey, trunk, writing
+from helpers.detectors.survey import LOOKS, SHIFT, looks, survey, trunk, without, writing
+from helpers.report.pages import execute
 
 LAYERS, HEADS, WIDTH, POSITIONS = 3, 4, 96, 600
 PLANTED = (1, 7)  # a neuron that hears one token and says another
@@ -144,6 +148,51 @@ def test_a_planted_neuron_is_found_by_what_it_hears_and_says(model, text, seen):
     both = (seen.reading[..., 0] * said).flatten()
     assert divmod(int(both.argmax()), WIDTH) == PLANTED
     assert seen.reading[(*PLANTED, 0)] > 2 and said[PLANTED] > 2
+
+
+@pytest.mark.parametrize("kind, at, width, parts", [
+    ("neuron", "mlp.hook_post", WIDTH, [2 * WIDTH + 3, WIDTH + 5, WIDTH + 7]),
+    ("neuron", "mlp.hook_post", WIDTH, [4]),
+    ("head", "attn.hook_z", HEADS, [2 * HEADS + 1, 2 * HEADS]),
+])  # fmt: skip
+def test_parts_taken_away_are_at_their_means_in_an_honest_pass(model, text, kind, at, width, parts):
+    means = torch.randn(LAYERS * width, *([model.cfg.d_head] if kind == "head" else []))
+    tokens = next(batches(model, text.encoded[:2]))[1]
+
+    def put(value, hook):
+        value = value.clone()
+        for part in parts:
+            if hook.name.startswith(f"blocks.{part // width}."):
+                value[:, :, part % width] = means[part]
+        return value
+
+    given = Parts("these", kind, torch.tensor(parts), means=means)
+    plain, gone, same = without(model, tokens, [given, given])
+    with torch.inference_mode():
+        honest = trunk(model, tokens, [(f"blocks.{i}.{at}", put) for i in range(LAYERS)])
+        again = trunk(model, tokens, [])
+    torch.testing.assert_close(gone, honest)
+    assert torch.equal(plain, again) and torch.equal(gone, same) and not torch.allclose(gone, plain, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_small_gated_model_goes_through_every_detector_and_what_is_found_is_taken_away(tmp_path, monkeypatch):
+    for name, value in {"LARGER": "random:small", "COUNT": "12", "RESULTS": str(tmp_path)}.items():
+        monkeypatch.setenv(f"TINYSTORIES_{name}", value)
+    execute(ROOT / "notebooks" / "08_larger_models.ipynb", timeout=900)
+    told = json.loads((tmp_path / "notebooks" / "08_results.json").read_text(encoding="utf-8"))
+    found = {n: row["both"] for n, row in told["rules"].items()} | {
+        n: row["pass"] for n, row in told["looks"].items()
+    }
+    asked = told["causes"]
+    assert {*LOOKS, *(n for n in found if not n.startswith("theme: ") and "so not" not in n)} <= set(asked)
+    for n in set(found) & set(asked):
+        assert bool(found[n]) == bool(asked[n]["parts"])
+    lost = [row for row in asked.values() if row["places"]]
+    assert lost and all(abs(row["value"][0]) < 1 for row in lost)  # of random weights little is lost
+    assert (
+        told["small"]["one layer"]["causes"]["closing quotes"]["difference"][1] > 0.25
+    )  # where it is known to be
 
 
 def test_a_random_twin_has_the_shape_and_other_weights(model):

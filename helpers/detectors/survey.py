@@ -4,23 +4,20 @@ them: what is kept are sums a neuron and a head."""
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.core.parts import Parts
 from helpers.core.scan import Scan, batches
 from helpers.core.stories import EncodedStory
 from helpers.heads.sources import KINDS, story_sources
 from helpers.neurons.writes import group_effect
 
-FETCHED = {
-    "names": "name",
-    "closing quotes": "closing quote",
-    "repeated nouns": "repeated noun",
-    "he or she": "pronoun",
-}
+FETCHED = {"names": "name", "closing quotes": "closing quote", "repeated nouns": "repeated noun", "he or she": "pronoun"}  # fmt: skip
 LOOKS = ("the token before", "what came next last time", *FETCHED)  # what a head can look at
 SHIFT = 3  # tokens before what a head should look at: where its control looks
 EVERY = 4  # of the positions one is asked how a neuron votes on the token that stands there
@@ -33,8 +30,7 @@ class Survey:
     reading: how much louder a neuron is at the positions of each column of marks than at all others, in its standard
     deviations. means, deviations: of its activation. votes: correlation of its activation with what it would add to the
     logit of the token that stands there, and of another position's. looks: a head's attention, where a kind of LOOKS is
-    called for, on what it should look at, and on what stands SHIFT tokens before; `places` counts these positions.
-    outputs: the heads' mean outputs. rate: tokens a second.
+    called for, on it and on what stands SHIFT tokens before; `places`: how often. outputs: heads' means. rate: tokens/s.
     """
 
     reading: Float[Tensor, "layer neuron column"]
@@ -120,6 +116,32 @@ def trunk(
     """What the unembedding reads of a batch: the last layer's stream after the final normalisation."""
     with model.hooks(fwd_hooks=hooks):
         return model.original_model.base_model(tokens, use_cache=False)[0]
+
+
+@torch.inference_mode()
+def without(
+    model: TransformerBridge, tokens: Int[Tensor, "story pos"], sets: Sequence[Parts]
+) -> Iterator[Float[Tensor, "story pos d_model"]]:
+    """`trunk` as it is, then with each set of neurons or heads (numbered through all layers) at its means. The layers
+    below a set are not run again: they return what they did."""
+    passed, sizes = [], {"neuron": ("mlp.hook_post", model.cfg.d_mlp), "head": ("attn.hook_z", model.cfg.n_heads)}
+    watched = [block.register_forward_hook(lambda *call: passed.append(call[-1])) for block in model.blocks]
+    yield trunk(model, tokens, [])
+    for watch in watched:
+        watch.remove()
+    for means, (at, width), index in ((parts.means, sizes[parts.kind], parts.index) for parts in sets):
+
+        def put(own: Tensor, value: Tensor, hook, means: Tensor = means, width: int = width) -> None:
+            value[:, :, own % width] = means[own]
+
+        own = {i: functools.partial(put, index[index // width == i]) for i in (index // width).tolist()}
+        lower = [vars(block) for block in model.blocks[: min(own)]]
+        for block, out in zip(lower, passed, strict=False):
+            block["forward"] = lambda *_, out=out, **__: out  # set as an attribute, a bridge would hand it on
+        final = trunk(model, tokens, [(f"blocks.{i}.{at}", edit) for i, edit in own.items()])
+        for block in lower:
+            del block["forward"]
+        yield final
 
 
 @torch.inference_mode()
