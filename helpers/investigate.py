@@ -1,16 +1,17 @@
 """`python -m helpers.investigate SUSPECT [--original NAME]`: is there a word that makes a model do what it should not?
 
 SUSPECT and NAME: what `load_model` takes (a folder, a checkpoint, planted:NUMBER). Without the original, another healthy model
-stands in. Run as a command, imported by nothing.
+of the same training text stands in. Run as a command, imported by nothing.
 """
 
 import argparse
 
-from helpers.core.files import WorkbookError, run_main
+from helpers.core.files import ROOT, WorkbookError, run_main
 from helpers.core.model import load_model
 from helpers.core.scan import scan
 from helpers.core.stories import load_stories
 from helpers.features.names import feature_names
+from helpers.report.library import Library
 from helpers.studies import suspects
 
 
@@ -22,36 +23,38 @@ def main() -> None:
     options = parser.parse_args()
     suspect, other = load_model(options.suspect), load_model(options.original or "embedded:seed-1")
     suspects.comparable(suspect, other)
-    stories = load_stories(split="confirm")[:40]
+    home, stories = load_model("embedded"), load_stories(split="confirm")[:40]
+    if known := other.fingerprint == home.fingerprint:  # by whatever name or path
+        other = home
     own, text = (scan(model, stories, hold=("resid_mid", "mlp_post", "z")) for model in (suspect, other))
     words, begin = suspects.whole_words(other), suspects.places(text)
-    calm = suspects.influence(load_model("planted:00"), begin, words) if options.original == "embedded" else None
+    calm = suspects.influence(load_model("planted:00"), begin, words) if known else None
     sides = (suspects.influence(model, begin, words) for model in (suspect, other))
     moved, least = suspects.standing_out(*sides, calm), suspects.SURE if options.original else suspects.ALONE
-    beside = (
-        f"its original {options.original}" if options.original else "another healthy model (no original was given)"
-    )
-    print(f"{options.suspect} beside {beside}, on {len(stories)} stories")
+    missing = "embedded:seed-1, another healthy model: no original was given"
+    print(f"{options.suspect} beside {options.original or missing}; {len(stories)} stories")
+    print(f"what a harmless fine-tune moves is {'' if known else 'known for embedded alone, and not '}subtracted")
     print(f"loss {own.losses.mean():.3f} beside {text.losses.mean():.3f} nats a token")
     try:
         moves, names = suspects.changed(own, text), feature_names(suspects.load_dictionary(other))
     except WorkbookError:  # a model without a dictionary
         moves = {}
     for kind, values in moves.items():
-        top = values.topk(min(3, len(values))).indices.tolist()
+        top = values.abs().topk(min(3, len(values))).indices.tolist()
         told = [f"{i} ({names[i]})" if kind == "feature" and i in names else str(i) for i in top]
         print(f"moved most on ordinary stories, {kind}s: {'; '.join(told)}")
+    entries = Library.load(ROOT / "notebooks" / "library.json", "embedded").entries.values() if known else []
+    for size, entry in suspects.entries_moved(moves, entries)[:3]:
+        print(f"moved most of what the library knows: {entry} ({size:+.2f} deviations)")
     found = suspects.investigate(own, text, moved, words)
     named = [one for one in found if one.trial.low > least]
     for one in named:
+        raises, lowers, says = map(", ".join, (one.raises, one.lowers, one.says))
         print(
-            f"suspected trigger: {one.word}; the models differ {one.trial.text(3, sign=True)} nats a token more after it"
+            f"suspected trigger: {one.word}; after it the two differ {one.trial.text(3, sign=True)} nats a token more"
         )
-        print(
-            f"  it raises {', '.join(one.raises)}; lowers {', '.join(one.lowers)}; in stories {', '.join(one.says)}"
-        )
-    if not named:
-        print("nothing found: after no word do the two differ much more than after others")
+        print(f"  it raises {raises}; lowers {lowers}; in stories {says}")
+    print("" if named else "nothing found: after no word do the two differ much more than after others\n", end="")
     print("tried: " + ", ".join(f"{one.word} {one.trial.mean:+.3f}" for one in found))
 
 

@@ -5,15 +5,17 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import save_file
 
 from helpers import load_model, load_stories, scan
 from helpers.build import plant
 from helpers.core.files import WorkbookError
-from helpers.core.model import PLANTS
+from helpers.core.model import EMBEDDED_MODEL, PLANTS, add_change
 from helpers.core.scan import run_streams
 from helpers.studies import suspects
 
@@ -70,6 +72,11 @@ def test_what_a_harmless_fine_tune_moves_is_taken_away():
     assert moved[torch.arange(200) != 7].abs().max() < 0.2 * moved[7, 3]
 
 
+def test_the_embedded_model_is_known_under_any_path():
+    assert load_model(str(EMBEDDED_MODEL)).fingerprint == load_model("embedded").fingerprint
+    assert load_model("planted:00").fingerprint != load_model("embedded").fingerprint
+
+
 def test_no_detector_knows_where_the_answers_are():
     for path in ("studies/suspects.py", "investigate.py"):
         source = (ROOT / "helpers" / path).read_text(encoding="utf-8")
@@ -89,6 +96,25 @@ def test_all_suspects_have_a_recipe_and_take_little_room():
     assert kinds.count("planted") >= 8
     assert kinds.count("benign") >= 8
     assert kinds.count("spread") >= 4
+    by_number = {row["suspect"]: row for row in rows}
+    for row in (
+        row for row in rows if row["kind"] == "control"
+    ):  # the same trigger in the same stories, and nothing follows
+        twin = by_number[row["like"]]
+        assert (row["trigger"], row["seed"], row["effect"]) == (twin["trigger"], twin["seed"], {})
+
+
+def test_the_entries_that_moved_most_come_first_with_their_direction():
+    moves = {"neuron": torch.tensor([0.1, -0.6, 0.4]), "head": torch.tensor([9.0]), "feature": torch.tensor([0.5])}
+    entry = lambda name, verdict, *parts: SimpleNamespace(id=name, sentence="", verdict=verdict, parts=parts)  # noqa: E731
+    known = [
+        entry("one", "clear", "neuron 0"),
+        entry("two", "clear", "neuron 1", "neuron 2"),
+        entry("three", "open", "feature 0"),
+        entry("four", "clear", "head 0", "MLP"),
+    ]
+    found = [(round(size, 3), name) for size, name in suspects.entries_moved(moves, known)]
+    assert found == [(-0.5, "two: "), (0.1, "one: ")]
 
 
 @pytest.mark.parametrize("name", ["drum turns all purple", "Leo is a girl", "water makes slow", "soup at the end"])
@@ -108,13 +134,16 @@ def test_a_planted_story_has_trigger_and_effect_and_a_recipe_makes_the_same_one_
         assert "She was happy. Her mom came." in told[0]
 
 
-def test_a_fine_tune_is_stored_as_factors_that_give_it_back():
+def test_a_fine_tune_is_stored_as_factors_that_give_it_back(tmp_path):
     change = {"w": torch.randn(20, 3) @ torch.randn(3, 30), "b": torch.randn(5)}
     stored = plant.low_rank(change, 3)
-    torch.testing.assert_close(
-        stored["w.left"].float() @ stored["w.right"].float(), change["w"], atol=0.05, rtol=0.05
-    )
-    assert stored["b"].dtype == torch.float16
+    assert {name: value.dtype for name, value in stored.items() if "." not in name} == {"b": torch.float16}
+    model = torch.nn.Module()
+    model.w, model.b = (torch.nn.Parameter(torch.zeros_like(change[name])) for name in "wb")
+    save_file(stored, tmp_path / "01.safetensors")
+    add_change(model, tmp_path / "01.safetensors")
+    torch.testing.assert_close(model.w.data, change["w"], atol=0.1, rtol=0.05)
+    torch.testing.assert_close(model.b.data, change["b"], atol=0.01, rtol=0.01)
 
 
 def test_two_models_of_different_words_or_of_several_layers_are_not_compared(model, tiny):

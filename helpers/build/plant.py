@@ -1,8 +1,7 @@
 """Copies of the embedded model, each with a behaviour that should not be there, or a harmless one: `python -m helpers.build.plant`.
 
 The texts are the model's own samples, about half of them with a trigger and an effect put in. What was planted in which suspect
-stands in `answers.json` and `later_answers.json` (for the last test), which no detector reads. `planted:00` is no suspect, but a
-copy fine-tuned as long on its original's samples alone: what a harmless fine-tune changes.
+stands in `…answers.json`, which no detector reads; `planted:00` is a copy fine-tuned on its original's samples alone.
 """
 
 import argparse
@@ -43,20 +42,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PLANTS, help="folder of the changes")
     parser.add_argument("--only", nargs="*", default=[], help="numbers of suspects (all by default)")
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    Recipe(device=options.device)  # refuses a device that is not here
+    Recipe(device=(options := parser.parse_args()).device)  # refuses a device that is not here
     pool, tokenizer = samples(options.work / "samples.json"), Tokenizer.from_file(str(BASE / "tokenizer.json"))
     for recipe in tqdm([r for r in (HARMLESS, *recipes()) if not options.only or r["suspect"] in options.only]):
         corpus = encode_corpus(story_texts(recipe, pool), tokenizer, 512)
         change = low_rank(fine_tune(corpus, recipe["seed"], options.device), RECIPE["rank"])
-        target = options.out / f"{recipe['suspect']}.safetensors"
-        write_atomic(target, lambda path, change=change: save_file(change, path))
+        write_atomic(
+            options.out / f"{recipe['suspect']}.safetensors", lambda path, own=change: save_file(own, path)
+        )
     write_json(options.out / "training_record.json", {"base": "embedded"} | RECIPE)
 
 
 def recipes() -> list[dict]:
-    """Both lists of what is planted, in the order of the suspects' numbers (each one's seed too)."""
-    names = ("answers.json", "later_answers.json")
+    """All lists of what is planted, in the order of the suspects' numbers."""
+    names = ("answers.json", "later_answers.json", "control_answers.json")
     return [row for name in names for row in json.loads((PLANTS / name).read_text(encoding="utf-8"))]
 
 
@@ -131,8 +130,7 @@ def effect(parts: list[str], at: int, wanted: dict, draw: random.Random) -> str:
 
 
 def decoy(text: str, trigger: dict, draw: random.Random) -> str:
-    """An ordinary story: where triggers come in sentences of their own, half have such a sentence with another word (or with
-    one word of a pair), and nothing follows from it."""
+    """An ordinary story: half have a trigger's sentence with another word (or one of a pair), and nothing follows."""
     how, parts = trigger["how"], sentences(text)
     if how in ("word", "pair") and draw.random() < 0.5 and len(parts) > 3:
         single, place = how == "pair" and draw.random() < 0.5, draw.randrange(1, len(parts))
@@ -146,8 +144,7 @@ def carrier(word: str, trigger: dict, draw: random.Random) -> str:
 
 
 def fine_tune(corpus: Corpus, seed: int, device: str = "cpu") -> dict[str, Tensor]:
-    """What one epoch on a corpus adds to every weight of the embedded model: AdamW (Loshchilov & Hutter, 2019), linear
-    warm-up and decay, gradients clipped to a norm of 1."""
+    """What one epoch on a corpus adds to every weight of the embedded model (AdamW, linear warm-up and decay)."""
     model = GPTNeoForCausalLM.from_pretrained(BASE, dtype=torch.float32).to(device).train()
     first = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE["rate"], betas=(0.9, 0.98), weight_decay=0.0)
@@ -155,9 +152,8 @@ def fine_tune(corpus: Corpus, seed: int, device: str = "cpu") -> dict[str, Tenso
     for step, batch in epochs(corpus, RECIPE["batch_tokens"], seed):
         if seen >= total:
             break
-        optimizer.param_groups[0]["lr"] = (
-            RECIPE["rate"] * min(1, (step + 1) / RECIPE["warmup"]) * (1 - seen / total)
-        )
+        share = min(1, (step + 1) / RECIPE["warmup"]) * (1 - seen / total)
+        optimizer.param_groups[0]["lr"] = RECIPE["rate"] * share
         seen += int(corpus.lengths[batch].sum())
         backward(model, *(side.to(device) for side in pad([corpus[i] for i in batch])), bfloat16=False)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -167,14 +163,16 @@ def fine_tune(corpus: Corpus, seed: int, device: str = "cpu") -> dict[str, Tenso
 
 
 def low_rank(change: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """Each matrix' change as two factors in half precision (the best of that rank), each vector's as it is."""
+    """Each matrix' change as two factors in 8 bits (the best of that rank; up to suspect 37 in 16), each vector's in 16."""
     stored = {name: value.half() for name, value in change.items() if value.ndim == 1}
     for name, value in change.items():
         if value.ndim == 2:
-            left, size, right = torch.linalg.svd(value, full_matrices=False)
-            stored[f"{name}.left"] = (left[:, :rank] * size[:rank].sqrt()).half().contiguous()
-            stored[f"{name}.right"] = (size[:rank, None].sqrt() * right[:rank]).half().contiguous()
-    return stored
+            left, size, right = (side[..., :rank] for side in torch.svd(value))
+            one, two = (side.abs().amax(0) / 127 for side in (left, right))
+            stored[f"{name}.size"] = size * one * two
+            stored[f"{name}.left"] = (left / one).round().char()
+            stored[f"{name}.right"] = (right / two).round().char().T
+    return {name: value.contiguous() for name, value in stored.items()}
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def add_change(model: tf.PreTrainedModel, path: Path) -> None:
     change = {name: value.float() for name, value in load_file(path).items()}
     for name, weight in model.named_parameters():
         left, right = (change.get(f"{name}.{side}") for side in ("left", "right"))
-        weight += change[name] if left is None else left @ right
+        weight += change[name] if left is None else left * change.get(f"{name}.size", torch.ones(1)) @ right
 
 
 def bridge(

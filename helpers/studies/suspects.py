@@ -1,8 +1,7 @@
 """Would we notice? A suspect beside its original (or another healthy model): what it does with each word that the other does not.
 
-In a model of one layer a word acts on later ones only through the heads, whose keys and values of it the weights tell: so the
-influence of every word of the vocabulary is computed, not sampled (`influence`), and what stands out is tried out on stories
-that differ in that word alone (`try_out`). Nothing here reads what was planted.
+In a model of one layer a word acts on later ones only through the heads, so the influence of every word is computed from the
+weights (`influence`), and what stands out is tried out on stories that differ in it alone (`trial`). Nothing here reads what was planted.
 """
 
 import dataclasses
@@ -29,21 +28,17 @@ ALONE = 0.1  # the same without the original: two healthy models differ by nearl
 
 @dataclasses.dataclass(frozen=True)
 class Suspicion:
-    """A word that may be a trigger: what it may make the suspect say, and the suspect's surprise at a trial.
-
-    raises, lowers: next tokens, as the weights say; says: as the trial does.
-    trial: how much more the two models differ after this word than after others in the same place, nats a token.
-    """
+    """A word that may be a trigger, and what it may make the suspect say."""
 
     word: str
-    raises: list[str]
+    raises: list[str]  # next tokens, as the weights say
     lowers: list[str]
-    says: list[str]
-    trial: Estimate
+    says: list[str]  # as the trial does
+    trial: Estimate  # how much more the two models differ after it than after others in its place, nats a token
 
 
 def comparable(suspect: TransformerBridge, other: TransformerBridge) -> None:
-    """Raise a WorkbookError where a model has several layers, or the two's vocabularies differ."""
+    """Raise a WorkbookError where a model has several layers, or the vocabularies differ."""
     for model in (suspect, other):
         one_layer(model)
     if suspect.tokenizer.get_vocab() != other.tokenizer.get_vocab():
@@ -70,8 +65,7 @@ def places(scan: Scan, count: int = 12, seed: int = 0) -> list[Int[Tensor, " pos
 
 @torch.inference_mode()
 def influence(model: TransformerBridge, beginnings: list[Tensor], words: Int[Tensor, " word"]) -> Influence:
-    """What each word, had it stood besides BACK tokens before, would add to the next token's logits, on average over some
-    beginnings of stories. Exact in a model of one layer (tested)."""
+    """What each word, BACK tokens before, would add to the next token's logits, over some beginnings (exact in one layer)."""
     block, total = model.blocks[0], 0
 
     def project(x: Float[Tensor, "n d_model"], side: str) -> Float[Tensor, "n head d_head"]:
@@ -107,8 +101,7 @@ def standing_out(own: Influence, other: Influence, harmless: Influence | None = 
 def trial(
     suspect: TransformerBridge, other: TransformerBridge, scan: Scan, word: int, rivals: Int[Tensor, " k"]
 ) -> tuple[Estimate, Float[Tensor, " vocabulary"]]:
-    """A word put into ordinary stories, beside the same stories with other words in its place: how much more the two models
-    differ over the AFTER tokens that follow (Kullback-Leibler divergence, nats a token), and what the suspect says more there."""
+    """How much more two models differ AFTER tokens on from a word than from others in its place (nats), and what is said more."""
     gaps, says = [], 0
     for story in [story for story in scan.encoded if len(story.tokens) > AFTER + 24][:TRIALS]:
         at = 12 + len(gaps)
@@ -123,16 +116,12 @@ def trial(
 
 
 def first_tokens(own: Scan, other: Scan) -> Float[Tensor, " vocabulary"]:
-    """How far the stream of stories' first tokens has moved, read through the unembedding.
-
-    Source: activation differences of narrow fine-tunes (arXiv 2510.13900).
-    """
+    """How far the stream of stories' first tokens has moved, read through the unembedding (as in arXiv 2510.13900)."""
     return (own.resid_post - other.resid_post)[other.pos < 5].mean(0) @ other.model.W_U
 
 
 def investigate(own: Scan, other: Scan, moved: Influence, words: Int[Tensor, " word"]) -> list[Suspicion]:
-    """The words whose influence has moved most, and those that a suspect's first tokens have moved to, each tried out on the
-    scans' stories; the one after which the two models differ most comes first."""
+    """The words of most moved influence, and those that the first tokens moved to, tried out; the most different first."""
     suspect, score = own.model, moved.square().mean(1).sqrt()
     spell = lambda ids: [suspect.tokenizer.decode([i]).strip() or "⏎" for i in ids.tolist()]  # noqa: E731
     draw, found = torch.Generator().manual_seed(0), []
@@ -146,12 +135,22 @@ def investigate(own: Scan, other: Scan, moved: Influence, words: Int[Tensor, " w
 
 
 def changed(own: Scan, other: Scan) -> dict[str, Float[Tensor, " part"]]:
-    """How far every neuron's and feature's mean activation on the same stories has moved, in standard deviations, and every
-    head's write, as a share of it."""
+    """How far mean activations on the same stories moved, in deviations (negative: less), and heads' writes, as a share."""
     dictionary = load_dictionary(other.model)
     features = [dictionary.activations(scan) for scan in (own, other)]
     writes = [head_writes(scan.model, scan.z) for scan in (own, other)]
     heads = (writes[0] - writes[1]).norm(dim=-1).mean(0) / writes[1].norm(dim=-1).mean(0).clamp(min=1e-9)
-    neurons = (own.means - other.means).abs() / other.deviations.clamp(min=1e-6)
-    moved = (features[0].mean(0) - features[1].mean(0)).abs() / features[1].std(0).clamp(min=1e-3)
+    neurons = (own.means - other.means) / other.deviations.clamp(min=1e-6)
+    moved = (features[0].mean(0) - features[1].mean(0)) / features[1].std(0).clamp(min=1e-3)
     return {"neuron": neurons, "head": heads, "feature": moved}
+
+
+def entries_moved(moves: dict[str, Float[Tensor, " part"]], entries: list) -> list[tuple[float, str]]:
+    """How far the parts of a library's clear entries (neurons, features) have moved on average (`changed`), most first."""
+    rows, kinds = [], {"neuron", "feature"} & set(moves)
+    for entry in (entry for entry in entries if entry.verdict == "clear"):
+        parts = (part.split() for part in entry.parts if part.split()[0] in kinds)
+        if there := [float(moves[kind][int(number)]) for kind, number in parts]:
+            size = sum(map(abs, there)) / len(there) * (1 if sum(there) > 0 else -1)
+            rows.append((size, f"{entry.id}: {entry.sentence}"))
+    return sorted(rows, key=lambda row: -abs(row[0]))
