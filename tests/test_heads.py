@@ -98,12 +98,16 @@ def test_log_odds_are_differences_of_log_probabilities(model, batch):
     torch.testing.assert_close(changes.log_odds(batch, batch.resid_post, one, two), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_elsewhere_draws_as_many_free_positions(batch):
+def test_elsewhere_takes_as_many_free_positions_that_the_head_looks_at_most(batch):
     mask = changes.source_mask(batch, sources.sources)
-    drawn = changes.elsewhere(batch, sources.sources)
+    drawn = changes.elsewhere(batch, sources.sources, 3)
     assert not (drawn & mask).any() and not drawn[..., 0].any() and not drawn.triu().any()
     room = torch.arange(mask.shape[1]) - mask[..., 1:].sum(-1) - 1 >= mask.sum(-1)
     assert torch.equal(drawn.sum(-1)[room], mask.sum(-1)[room])
+    seen, free = batch.streams.pattern[:, 3], torch.ones_like(mask[0]).tril(-1) & ~mask & ~drawn
+    free[..., 0] = False
+    least = seen.masked_fill(~drawn, 1.0).amin(-1)
+    assert (least >= seen.masked_fill(~free, 0.0).amax(-1)).all()
 
 
 def test_the_head_that_brings_names_is_found_by_what_hiding_costs(held):

@@ -139,11 +139,11 @@ def token_grid(
 ) -> Figure:
     """A heat map, a row for each part of the model and a column for each token (or what `names` say of the two axes).
 
-    Zero is white, and what could not be measured (nan) empty; colours end at the 98th percentile.
+    Zero is white, what could not be measured (nan) empty, and the largest value the darkest.
     """
     figure, (axis,) = new_axes(min(10.0, max(7.0, 0.45 * len(tokens) + 2.2)), 0.34 * len(rows) + 1.8)
     known = np.nan_to_num(values)
-    limit = max(1e-6, float(np.quantile(np.abs(known), 0.98)))
+    limit = max(1e-6, float(np.abs(known).max(initial=0)))
     scale = {"cmap": "RdBu", "norm": TwoSlopeNorm(0, -limit, limit)} if signed else {"cmap": "Blues", "vmin": 0}
     image = axis.imshow(values, aspect="auto", **scale)
     axis.set_yticks(range(len(rows)), rows, **PLAIN)

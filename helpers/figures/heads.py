@@ -24,9 +24,9 @@ LETTERS = 108  # of a line
 def story_pieces(
     pieces: list[Piece], title: str, unit: str, without: str = "without it", colour: str | None = None
 ) -> Figure:
-    """Pieces of story, words coloured by a value (red for, blue against, or one colour), and what is said with and `without`."""
+    """Pieces of story, words coloured by a value (blue for, red against, or one colour), and what is said with and `without`."""
     figure, (axis,) = new_axes(WIDTH, 0.22 * sum(len(_lines(piece)) + 1.6 for piece in pieces) + 0.6)
-    ends = ["white", "white", colour] if colour else ["#2166ac", "white", "#b2182b"]
+    ends = ["white", "white", colour] if colour else ["#b2182b", "white", "#2166ac"]
     shades = LinearSegmentedColormap.from_list("", ends)
     style, y = {"fontsize": 9, "va": "center", "in_layout": False, **PLAIN}, 0.0
     for shown in pieces:
@@ -96,6 +96,7 @@ def circuit(graph: Graph, title: str, notes: dict[str, str], columns: tuple[str,
     shown = [sorted(nodes, key=lambda node: (node.name in OTHERS, -node.total)) for nodes in shown]
     tallest, said, places = max(len(nodes) for nodes in shown), graph.says | notes, {}
     longest = max((len(textwrap.wrap(text, 40)) for text in said.values()), default=1)
+    size = 11 if max(map(len, said.values()), default=0) < 24 and len(columns) < 5 else 9.5
     figure, (axis,) = new_axes(WIDTH, (0.42 + 0.13 * longest) * tallest + 0.9)
     for column, nodes in enumerate(shown):
         axis.text(column * 10.0, -0.3, columns[column], ha="center", fontsize=10, color="#667788")
@@ -106,7 +107,7 @@ def circuit(graph: Graph, title: str, notes: dict[str, str], columns: tuple[str,
             shade = to_rgb(head_colour(int(head)) if head else "white")
             box = {"boxstyle": "round,pad=0.2", "fc": [0.7 + 0.3 * part for part in shade], "ec": ink, "lw": 1.1}
             text = f"{node.name}  {node.total:+.1f}\n{textwrap.fill(said.get(node.name, ''), 40)}".strip()
-            axis.text(x, y, text, ha="center", va="center", fontsize=9.5, bbox=box, zorder=5, **PLAIN)
+            axis.text(x, y, text, ha="center", va="center", fontsize=size, bbox=box, zorder=5, **PLAIN)
     for column, edges in enumerate(graph.edges):
         largest = sum(abs(value) for value in edges.values()) or 1.0
         for (start, end), value in sorted(edges.items(), key=lambda edge: abs(edge[1])):

@@ -76,14 +76,13 @@ def source_mask(batch: Scan, sources: Sources) -> Bool[Tensor, "story query key"
     return marked & torch.ones(size, size, dtype=torch.bool).tril()
 
 
-def elsewhere(batch: Scan, sources: Sources, seed: int = 0) -> Bool[Tensor, "story query key"]:
-    """As many other earlier positions as are meant at each position, drawn at random (never the story's start)."""
+def elsewhere(batch: Scan, sources: Sources, head: int) -> Bool[Tensor, "story query key"]:
+    """As many other earlier positions as are meant at each position: those that a head looks at most (not the start)."""
     mask = source_mask(batch, sources)
-    lot = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed))
     free = ~mask & torch.ones(mask.shape[1:], dtype=torch.bool).tril(-1)
     free[..., 0] = False
-    rank = lot.masked_fill(~free, 2.0).argsort(-1).argsort(-1)
-    return free & (rank < mask.sum(-1, keepdim=True))
+    looked = batch.streams.pattern[:, head].masked_fill(~free, -1.0)
+    return free & (looked.argsort(-1, descending=True).argsort(-1) < mask.sum(-1, keepdim=True))
 
 
 def hidden(batch: Scan, sources: Sources, means: Float[Tensor, "head d_head"]) -> Change:
