@@ -136,6 +136,6 @@ def test_a_story_shows_each_part_in_its_colour_and_the_rest_in_none():
     assert len(patches) == 18 + 2  # each place, and the legend
     assert colours == {to_rgb(plots.head_colour(head)) for head in (3, 5)}  # whatever other heads are shown
     assert len({plots.head_colour(head) for head in range(8)}) == 8
-    assert {" Tom", "Tom", " lost", " $", "head 3   ", "T"} <= set(words(figure).split("\n"))
+    assert {" Tom", "Tom", " lost", " $", "head 3", "T"} <= set(words(figure).split("\n"))
     ends = [patch.get_x() + patch.get_width() for patch in patches]
     assert max(ends) < figure.axes[0].get_xlim()[1] and len({patch.get_y() for patch in patches}) >= 7
