@@ -1,0 +1,44 @@
+"""Texts without some pairs of words, and what is stored of the models that were trained on them."""
+
+import json
+
+import torch
+from safetensors import safe_open
+from withhold_pairs import choose, cut, neighbours
+
+from helpers.core.files import DATA
+
+PAIRS = [{"kind": "how much", "before": "very", "word": "loud"}]
+
+
+def test_no_sentence_with_a_pair_or_with_a_longer_form_of_it_is_left_and_as_many_others_go():
+    texts = [
+        "The dog was very loud. The dog ran.",
+        "It was very, louder than all! A loud cat sat.",
+        "So loud a cat. It sat.",
+    ]
+    withheld, control, lost = cut(texts, PAIRS)
+    assert withheld == ["The dog ran.", "A loud cat sat.", "So loud a cat. It sat."]
+    assert lost == {"withheld": 2, "control": 2}
+    assert control == [texts[0], "It was very, louder than all! ", "It sat."]
+
+
+def test_pairs_are_frequent_and_their_second_word_more_so_elsewhere():
+    texts = ["It was very loud."] * 50 + ["A loud dog."] * 400 + ["It was so wet."] * 50 + ["A wet dog."] * 20
+    assert [(one["before"], one["word"]) for one in choose(texts, {"loud": "ADJ", "wet": "ADJ"})] == [
+        ("very", "loud")
+    ]
+
+
+def test_what_is_stored_fits_the_pairs_and_no_table_has_seen_one():
+    with safe_open(DATA / "unseen.safetensors", "pt") as file:
+        about, found = json.loads(file.metadata()["about"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert len(about["pairs"]) >= 30 and all(one["seen"] == 0 for one in about["pairs"])
+    assert found["models"].shape == (len(found["sort"]), 6) and found["tables"].shape[1] == len(about["tables"])
+    came = found["sort"] == 0
+    assert found["ablated"].shape == (int(came.sum()), 6, len(about["ablated"]))
+    # as it is, a word of one token is as likely as the ablation's first column says, less that it may go on
+    gap = found["ablated"][:, :, 0].float() - found["models"][came].float()
+    assert gap.median().abs() < 0.05 and gap.min() > -0.1 - 0.05 * gap.abs().max()
+    assert {len(about["pairs"]) - 1} >= {int(found["pair"].max())} and torch.isfinite(found["models"]).all()
+    assert all("'" not in a and a != b for a, b in neighbours("a very loud dog"))
