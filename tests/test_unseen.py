@@ -37,8 +37,11 @@ def test_what_is_stored_fits_the_pairs_and_no_table_has_seen_one():
     assert found["models"].shape == (len(found["sort"]), 6) and found["tables"].shape[1] == len(about["tables"])
     came = found["sort"] == 0
     assert found["ablated"].shape == (int(came.sum()), 6, len(about["ablated"]))
-    # as it is, a word of one token is as likely as the ablation's first column says, less that it may go on
+    # mostly a word is one token, and as likely as the first column of the ablations says, less that it may go on
     gap = found["ablated"][:, :, 0].float() - found["models"][came].float()
-    assert gap.median().abs() < 0.05 and gap.min() > -0.1 - 0.05 * gap.abs().max()
-    assert {len(about["pairs"]) - 1} >= {int(found["pair"].max())} and torch.isfinite(found["models"]).all()
-    assert all("'" not in a and a != b for a, b in neighbours("a very loud dog"))
+    assert gap.median().abs() < 0.05
+    assert int(found["pair"].max()) < len(about["pairs"]) and torch.isfinite(found["models"]).all()
+
+
+def test_neighbours_are_words_whatever_stands_between_them():
+    assert list(neighbours("Very, very loud!")) == [("very", "very"), ("very", "loud")]
