@@ -107,11 +107,10 @@ class Tables:
         self.counts = torch.bincount(self.tokens, minlength=size).float()
         self.after = np.zeros((size, size), dtype=np.float32)
         np.add.at(self.after, (self.tokens[:-1].numpy(), self.tokens[1:].numpy()), 1)
-        both, again = np.zeros((size, size), dtype=np.float32), np.zeros(size)
+        both = np.zeros((size, size), dtype=np.float32)
         for text in encoded:
-            here, often = np.unique(text[1:].numpy(), return_counts=True)
+            here = np.unique(text[1:].numpy())
             both[np.ix_(here, here)] += 1
-            again[here[often > 1]] += 1
         alone = np.diag(both)
         # how much likelier a story's word makes another word of the same story, ln; little seen counts little
         chance = np.outer(alone, alone) / len(encoded)

@@ -34,8 +34,7 @@ OFTEN, ELSEWHERE = range(40, 901), 4  # occurrences of a pair; its second word a
 
 def neighbours(sentence: str) -> Iterator[tuple[str, str]]:
     """Neighbouring words, in small letters, whatever stands between them."""
-    words = WORD.findall(sentence.lower())
-    return itertools.pairwise(words)
+    return itertools.pairwise(WORD.findall(sentence.lower()))
 
 
 def classes_of(column: str) -> dict[str, str]:
