@@ -92,6 +92,29 @@ def log_probabilities(model, texts, rows):
     return out
 
 
+def moved(texts, rows):
+    """The pairs' places after another story: of each its own sentence up to the word, behind the opening of a story in which
+    another pair comes and this word does not; where its own story has no opening, none is given (start -1)."""
+    openings = [
+        max((m.end() for m in re.finditer(r"[.!?][\"']?\s+", texts[s][: row[0]])), default=0)
+        for _, _, s, *row in rows
+    ]
+    made, places, count = [], [], len(rows)
+    for i, (sort, pair, s, start, end) in enumerate(rows):
+        word = texts[s][start:end].lower()
+        for step in range(count // 2, count // 2 + 200):
+            j = (i + step) % count
+            other = texts[rows[j][2]][: openings[j]]
+            if rows[j][1] != pair and len(other) >= 100 and word not in WORD.findall(other.lower()):
+                break
+        shift = len(other) - openings[i]
+        made.append(other + texts[s][openings[i] :])
+        places.append(
+            (sort, pair, i, start + shift, end + shift) if openings[i] >= 100 else (sort, pair, i, -1, -1)
+        )
+    return made, places
+
+
 class Tables:
     """Everything counted on one text: words by number, n-grams, clusters of words, and which words share stories."""
 
@@ -225,6 +248,8 @@ def main():
     tagged = torch.tensor([tags.index(classes[w]) if w in classes else len(tags) for w in tables.words])
     fixed, by_setting, settings = judged_by_tables(tables, texts, rows, tagged)
     pair_rows = [row for row in rows if row[0] == 0]
+    strange, strange_rows = moved(texts, pair_rows)
+    elsewhere = torch.stack([log_probabilities(model, strange, strange_rows) for model in models.values()], 1)
     cut = torch.stack([ablated(model, texts, pair_rows) for model in models.values()], 1)
     columns = torch.tensor([row[:3] for row in rows])
     tensors = {
@@ -236,10 +261,13 @@ def main():
     means = by_setting[pairs_only].mean(0)
     plain = [i for i, (_, t, r) in enumerate(settings) if t == r == 0]
     best, best_plain = int(means.argmax()), plain[int(means[plain].argmax())]
+    of_table = judged_by_tables(tables, strange, strange_rows, tagged)[1][:, best]
+    elsewhere = torch.cat([elsewhere, of_table.where(elsewhere[:, 0].isfinite(), torch.nan)[:, None]], 1)
     tensors |= {
         "models": log_p.half(),
         "tables": torch.cat([fixed, by_setting[:, [best_plain, best]]], 1).half(),
         "ablated": cut.half(),
+        "elsewhere": elsewhere.half(),
     }
     records = {
         name: json.loads((run / "models" / name / "training_record.json").read_text(encoding="utf-8"))["curve"][-1]
