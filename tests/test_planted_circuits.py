@@ -34,9 +34,13 @@ def test_the_planted_circuit_is_found_and_no_other(searched):
     found, written = searched
     circuits = {way: found["find"](way) for way in found["ways"]}
     drops = {way: max(one.drop.values()) for way, one in circuits.items()}
-    assert written.head_rules[circuits["names come back"].head] == "memory"  # which brings back words that were said
+    assert (
+        written.head_rules[circuits["names come back"].head] == "memory"
+    )  # which brings back words that were said
     others = [drop for way, drop in drops.items() if way != "names come back"]
-    assert drops["names come back"] > 0.5 and max(others) < drops["names come back"] / 4  # none of these was planted
+    assert (
+        drops["names come back"] > 0.5 and max(others) < drops["names come back"] / 4
+    )  # none of these was planted
 
 
 def test_straightened_neurons_stand_in_for_the_features_of_a_model_without_a_dictionary(searched):
