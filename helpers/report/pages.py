@@ -86,7 +86,7 @@ def longer() -> tuple[float, float]:
 
 
 async def execute_all(sources: list[Path], finished: Callable[[Path, dict], object], kept: Path) -> None:
-    """Execute notebooks, AT_ONCE of them at a time, saying which are done and how long the others should take.
+    """Execute notebooks, AT_ONCE of them at a time, the longest first, saying which are done and how long the others take.
 
     Of a large model one at a time, for the memory. Until all are done, each stays in the folder `kept`, from which a
     run that was stopped goes on.
@@ -114,7 +114,7 @@ async def execute_all(sources: list[Path], finished: Callable[[Path, dict], obje
     fewer = "; TINYSTORIES_COUNT=24 takes 24 stories of each half" * (planned > 3600)
     print(f"{len(sources)} notebooks, {at_once} at a time: about {duration(planned / at_once)}{fewer}", flush=True)
     with tqdm(total=cells, unit=" cells", leave=False, disable=None) as bar:
-        tasks = [asyncio.ensure_future(one(path)) for path in sources]
+        tasks = [asyncio.ensure_future(one(path)) for path in sorted(sources, key=left.get, reverse=True)]
         try:
             await asyncio.gather(*tasks)
         finally:
