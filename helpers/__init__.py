@@ -7,7 +7,7 @@ The way of the data through the house, each room using only those above it:
 - `neurons`: what each reads, writes and is needed for (`find_neurons`, `matched_sets`, rules, steering)
 - `heads`: where each looks, what it brings back, which neurons hear it; circuit graphs
 - `features`: a dictionary of what the MLP does, in parts that can be read: names, rules, a `card` of any part
-- `studies`: questions asked of the whole model (the tour, composition, kinds of rule)
+- `studies`: questions asked of the whole model (composition, kinds of rule, planted behaviour); `detectors`: of a large one
 - `rebuild`: parts and whole models made by hand
 - `figures`: drawing and widgets; `report`: findings, library, pages; `build`: what is made once (training, n-grams)
 """

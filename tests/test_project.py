@@ -32,7 +32,6 @@ BESIDE = {
     "build": {"core", "neurons", "features"},
 }
 MAY_IMPORT = {room: set(FLOORS[:i]) for i, room in enumerate(FLOORS)} | BESIDE
-MAY_IMPORT["rebuild"] |= {"build"}  # the tables' counts
 COMMANDS = {"helpers.scan", "helpers.investigate"}  # run as commands (python -m …), imported by nothing
 CALLS = re.compile(r"^\s*[%!].*$", re.MULTILINE)  # lines of a cell that are not Python
 
