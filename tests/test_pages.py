@@ -139,6 +139,7 @@ def test_a_page_fits_and_draws_whatever_its_text(tab, trial, name, width):
     assert name == "index" or tab.run(f"document.querySelector('main').innerText.includes({NASTY!r})")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("name", STORED)
 def test_a_stored_page_fits_and_draws(tab, stored, name, width):
@@ -187,6 +188,7 @@ def test_the_search_finds_words_on_all_pages_and_leads_there(tab, trial):
     assert tab.wait("scrollY") > 100
 
 
+@pytest.mark.slow
 def test_the_search_of_the_stored_pages_finds_a_word_that_they_have(tab, stored):
     tab.open(stored / "library.html", 390)
     rows = search(tab, "searching")
@@ -263,6 +265,7 @@ def test_a_question_finds_what_it_asks_for_and_only_the_groups_that_speak_of_it(
         assert len(shown(tab)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked, told",
     [
@@ -334,6 +337,7 @@ def anchors(site: Path) -> dict[str, set[str]]:
     return {path.name: {tag["id"] for tag in soup(path).select("[id]")} for path in site.glob("*.html")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STORED)
 def test_every_picture_of_a_stored_page_is_described_and_every_link_leads_somewhere(stored, name):
     page = soup(stored / f"{name}.html")

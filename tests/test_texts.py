@@ -55,7 +55,9 @@ def test_a_stream_reads_no_further_than_it_has_to(tmp_path, monkeypatch):
 
 
 def test_nothing_is_read_before_it_is_asked_for():
-    stream_texts("no-such-file.jsonl")
+    stories = stream_texts("no-such-file.jsonl")
+    with pytest.raises(WorkbookError, match="no-such-file"):
+        next(stories)
 
 
 @pytest.mark.parametrize(
