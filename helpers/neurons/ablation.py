@@ -107,7 +107,7 @@ def _chunk_effects(
     effect = mean + variance / 2 - on_target
     large = (variance > small_variance) | (push.abs() * table.largest > SMALL_CHANGE)
     rows, neurons = large.nonzero(as_tuple=True)
-    for row, neuron in zip(rows.split(len(p)), neurons.split(len(p)), strict=True):
+    for row, neuron in zip(rows.split(64), neurons.split(64), strict=True):  # few enough for a processor's cache
         change = table.logits[neuron] * push[row, neuron, None]
         change.addcmul_(logits[row], shrink[row, neuron, None]).add_(log_p[row])
         effect[row, neuron] = change.logsumexp(-1) - on_target[row, neuron]

@@ -35,8 +35,9 @@ def came_and_expected(
     came, hoped = torch.zeros(2, groups.shape[1], scan.model.cfg.d_vocab)
     stream = scan.resid_post if stream is None else stream
     for logits, target, group in logits_in_chunks(scan.model, stream, scan.target, groups):
-        came.index_add_(1, target, group.T.float())
-        hoped += group.T.float() @ logits.softmax(-1)
+        members = group.T.float().to_sparse()  # most rules hold at few places
+        came.index_put_((members.indices()[0], target[members.indices()[1]]), members.values(), accumulate=True)
+        hoped += members @ logits.softmax(-1)
     return came, hoped
 
 
