@@ -424,6 +424,20 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
         assert (tmp_path / "runs").read_text() == runs and list(done) == paths
 
 
+def test_the_longest_notebook_is_executed_first(tmp_path, monkeypatch):
+    async def read(path, *_):
+        return nbformat.read(path, as_version=4)
+
+    monkeypatch.setattr(pages, "AT_ONCE", 1)
+    monkeypatch.setattr(pages, "_execute", read)
+    order, seconds = [], {"07_a": 30, "08_b": 300, "09_c": 90}
+    for name, long in seconds.items():
+        nbformat.write(nbformat.v4.new_notebook(metadata={"seconds": long}), tmp_path / f"{name}.ipynb")
+    paths = [tmp_path / f"{name}.ipynb" for name in seconds]
+    asyncio.run(pages.execute_all(paths, lambda path, _: order.append(path.stem), tmp_path / "kept"))
+    assert order == ["08_b", "09_c", "07_a"]
+
+
 def test_a_refusal_of_the_workbook_in_a_cell_is_one_line(tmp_path):
     path = written(tmp_path, "from helpers import load_model", "load_model('none/such/model')")
     with pytest.raises(WorkbookError, match=r"07_own\.ipynb: No model folder at none/such/model"):
