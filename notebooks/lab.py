@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import sys
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +26,9 @@ def alone(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+FILES = alone("core/files.py")
 
 
 def refresh(source: Path = NOTEBOOKS, copy: Path = COPY) -> list[Path]:
@@ -56,9 +58,8 @@ def new(name: str) -> Path:
     """A notebook of one's own, from the template without its outputs: `NN_name`, so that it joins the report."""
     path = NOTEBOOKS / f"{name.removesuffix('.ipynb')}.ipynb"
     if not re.fullmatch(r"\d\d_\w+", path.stem) or path.exists():
-        sys.exit(
-            f"error: no new notebook {path.name}: give a number and a name that are free, as in make new NAME=10_music"
-        )
+        what = f"No new notebook {path.name}"
+        raise FILES.WorkbookError(f"{what}: give a number and a name that are free, as in make new NAME=10_music.")
     notebook = nbformat.read(NOTEBOOKS / "template.ipynb", as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -83,7 +84,6 @@ def main() -> None:
     if options.new is not None:
         print(f"== {new(options.new).relative_to(ROOT)} is yours: make edit opens it")
         return
-    alone("core/files.py").absolute_settings()
     folder = NOTEBOOKS
     if not options.edit:
         for path in refresh():
@@ -103,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    FILES.run_main(main)

@@ -177,6 +177,15 @@ def test_every_next_word_has_its_kind_and_its_sources(model, tagged_story):
     assert "repeated noun" not in found  # the doll was lost before
 
 
+def test_curly_marks_open_and_close_speech_as_straight_ones_do(model):
+    for text in (TEXT, TEXT.replace('said, "', "said, “").replace('?"', "?”")):
+        story = encode_story(Story(text), model.tokenizer, 512)
+        kinds, mask = sources.story_sources(story)
+        (place,) = (kinds == list(KINDS).index("closing quote")).nonzero()[:, 0].tolist()
+        (opening,) = mask[place].nonzero()[:, 0].tolist()
+        assert story.pieces[place + 1].strip("?") in '"”' and story.pieces[opening].strip() in '"“'
+
+
 def test_a_thing_is_lost_only_after_it_was_lost(model):
     rows = [("The", "DET", "DT", "the"), ("cat", "NOUN", "NN", "cat"), ("sat", "VERB", "VBD", "sit")]
     rows += [(".", "PUNCT", ".", "."), ("She", "PRON", "PRP", "she"), ("lost", "VERB", "VBD", "lose")]

@@ -101,8 +101,16 @@ def test_a_new_notebook_starts_from_the_template_and_replaces_none(lab, monkeypa
     assert [cell.source for cell in made.cells] == ["Ask", "6 * 7"]
     assert (made.cells[1].outputs, made.cells[1].execution_count, "seconds" in made.metadata) == ([], None, False)
     for name in ("10_music", "music", "", "10_a/b"):
-        with pytest.raises(SystemExit, match="no new notebook"):
+        with pytest.raises(lab.FILES.WorkbookError, match="No new notebook"):
             lab.new(name)
+
+
+@pytest.mark.slow
+def test_a_mistake_with_make_new_ends_in_one_line():
+    command = [sys.executable, str(ROOT / "notebooks" / "lab.py"), "--new", "music"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: No new notebook music.ipynb") and done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

@@ -448,6 +448,9 @@ def test_a_pickled_model_is_saved_as_safetensors(copy, tiny, tmp_path, monkeypat
     convert.main()
     assert (tmp_path / "safe" / "model.safetensors").is_file()
     assert torch.allclose(logits(load_model(tmp_path / "safe")), logits(tiny), atol=1e-6)
+    monkeypatch.setattr("sys.argv", ["convert", str(copy), str(tmp_path / "safe" / "model.safetensors")])
+    with pytest.raises(FileExistsError):
+        convert.main()
 
 
 @pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.3, 0.9, -1])

@@ -56,6 +56,16 @@ def test_the_words_of_the_kinds_are_theirs(corpus, sides):
     assert "Once" in texts_of(corpus, writes["story opening"][0][0])
 
 
+def test_curly_marks_are_marks_of_speech_in_any_vocabulary(corpus):
+    frequent, texts = torch.bincount(corpus.context.target).topk(4).indices.tolist(), [*corpus.texts]
+    for token, text in zip(frequent, (" “", "“", ",”", "”"), strict=True):
+        texts[token] = text
+    writes = rule_kinds.writing_sides(rule_kinds.Corpus(corpus.context, texts, corpus.names))
+    closes, opens = (writes[f"dialogue: {what} quote"][0][0] for what in ("close the", "open a"))
+    assert opens[frequent].tolist() == [True, True, False, False]
+    assert closes[frequent].tolist() == [False, False, True, True]
+
+
 def test_the_latest_of_two_kinds_stays_within_its_story():
     yes = torch.tensor([True, False, False, False, False, False])
     no = torch.tensor([False, False, True, False, False, False])

@@ -201,17 +201,18 @@ def command(tmp_path_factory, stories):
 
 @pytest.fixture
 def begun(tmp_path, stories, monkeypatch):
-    """Run the command in this process on a text, in one working folder, until its tokenizer is made."""
+    """Run the command in this process on a text, in one working folder, until its tokenizer is made; `given`: a tokenizer."""
     monkeypatch.setattr("helpers.build.training.train", lambda *_: pytest.fail("it trains"))
     monkeypatch.setattr("helpers.build.training.encode_corpus", lambda *_: sys.exit("killed"))
 
-    def run(first: int, **changes: object) -> None:
+    def run(first: int, given: Path | None = None, **changes: object) -> None:
         data = write_json_lines(
             tmp_path / f"from-{first}.jsonl", ({"text": s.text} for s in stories[first:][:150])
         )
         recipe = vars(RECIPE) | changes
         options = [part for key, value in recipe.items() for part in (f"--{key.replace('_', '-')}", str(value))]
         out = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+        out += ["--tokenizer", str(given)] if given else []
         monkeypatch.setattr("sys.argv", ["training", "--data", str(data), "--valid", str(data), *out, *options])
         main()
 
@@ -238,6 +239,20 @@ def test_a_working_folder_belongs_to_one_run_from_the_start(begun, tmp_path, fir
         begun(0)  # its own run goes on
 
 
+def test_a_run_keeps_the_tokenizer_that_it_was_given(begun, tmp_path):
+    made, other = tmp_path / "work" / "tokenizer.json", tmp_path / "own.json"
+    with pytest.raises(WorkbookError, match=r"own\.json is no tokenizer\.json"):
+        begun(0, other)
+    other.write_text("{}")
+    with pytest.raises(WorkbookError, match=r"own\.json is no tokenizer\.json .*Model missing"):
+        begun(0, other)
+    with pytest.raises(SystemExit, match="killed"):
+        begun(0)  # without one
+    other.write_text(made.read_text(encoding="utf-8").replace("<|endoftext|>", "<|end|>"), encoding="utf-8")
+    with pytest.raises(WorkbookError, match=r"holds another run, with tokenizer None \(now .*own\.json"):
+        begun(0, other)
+
+
 def test_a_working_folder_that_names_no_run_is_refused(begun, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "tokenizer.json").write_text("{}")
@@ -254,6 +269,10 @@ COMMANDS = {  # a user's mistake with every command, and a word of what is told
     "build.ngrams": (["--data", "none.jsonl", "--valid", "none.jsonl"], "none.jsonl"),
     "build.convert": (["none", "out"], "none"),
     "build.dictionary": (["--stories", "none.jsonl", "--out", "out"], "none.jsonl"),
+    "build.handwritten": (["--data", "none.jsonl"], "none.jsonl"),
+    "build.plant": (["--device", "abacus"], "--device abacus is not here"),
+    "build.larger": (["smollm3"], "unrecognized arguments: smollm3"),
+    "investigate": (["planted:none"], "no model planted:none"),
     "scan": (["--stories", "none.jsonl", "--out", "out", "--part", "0"], "--part 0 is too few"),
     "report": (["--out", "out"], "no-such-model"),
 }
@@ -271,7 +290,7 @@ def test_every_command_ends_a_mistake_in_one_line(name, tmp_path, monkeypatch, c
         runpy.run_module(f"helpers.{name}", run_name="__main__")
     assert ended.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert len(lines) == 1 and "error: " in lines[0]
     assert told in lines[0] or "pip install" in lines[0]  # spaCy
 
 

@@ -13,6 +13,7 @@ def main() -> None:
     parser.add_argument("model", help="a folder or a hub checkpoint")
     parser.add_argument("folder", type=Path, help="where its safetensors go")
     options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)  # a file in its place is told
     for part in load_parts(absolute(options.model)):
         part.save_pretrained(options.folder)
 

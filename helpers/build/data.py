@@ -67,7 +67,7 @@ def encode_corpus(texts: Iterable[str], tokenizer: Tokenizer, context: int, prog
     """
     end = tokenizer.token_to_id(END_OF_TEXT)
     pieces, starts, characters = [], [0], 0
-    for text in tqdm(texts, desc=progress, disable=progress is None, unit=" stories"):
+    for text in tqdm(texts, desc=progress, disable=progress is None, unit=" stories", delay=1):
         encoding = tokenizer.encode(text)
         ids = [end, *encoding.ids, end][:context]
         characters += encoding.offsets[min(len(encoding.ids), context - 1) - 1][1]

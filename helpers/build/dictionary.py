@@ -192,6 +192,7 @@ def main() -> None:
     text = text_hash(stream_texts(options.stories))
     what = dataclasses.asdict(recipe)
     run = Run(recipe, model.cfg.d_model, text_hash([text, model.fingerprint, json.dumps(what)]))
+    options.out.mkdir(parents=True, exist_ok=True)
     checkpoint = options.out / "checkpoint.safetensors"
     if checkpoint.exists():
         run.resume(checkpoint)

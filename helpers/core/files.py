@@ -1,5 +1,6 @@
 """Files written whole or not at all, and the one error class of the workbook."""
 
+import argparse
 import ctypes
 import ctypes.util
 import gc
@@ -33,6 +34,7 @@ def run_main(command: Callable[[], object]) -> None:
     if __name__ == "__main__": run_main(main)
     """
     absolute_settings()
+    argparse.ArgumentParser.print_usage = lambda *_: None  # above its one line; --help prints it
     try:
         command()
     except (WorkbookError, OSError) as error:

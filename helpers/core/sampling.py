@@ -32,9 +32,7 @@ def sample(
         WorkbookError: the opening leaves no room in the model's context, or the temperature is not positive.
     """
     if temperature <= 0:
-        raise WorkbookError(
-            "The temperature has to be above 0: 1 samples from the model as it is, 0.1 takes nearly always its first choice."
-        )
+        raise WorkbookError("The temperature has to be above 0: 1 is the model's own, 0.1 its first choices.")
     end = model.tokenizer.eos_token_id
     written = model.tokenizer(opening, add_special_tokens=False)["input_ids"]
     start = [model.tokenizer.bos_token_id, *dropwhile(lambda token: token == end, written)]

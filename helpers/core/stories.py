@@ -159,10 +159,7 @@ class EncodedStory:
     def _tags(self, kind: str) -> list[str]:
         if not self.story.words:
             return [""] * len(self.tokens)
-        return [
-            "",
-            *(getattr(self.story.words[w], kind) if w >= 0 else SPACE for w in self.word[1:].tolist()),
-        ]
+        return ["", *(getattr(self.story.words[w], kind) if w >= 0 else SPACE for w in self.word[1:].tolist())]
 
 
 def opening_end(text: str) -> int:

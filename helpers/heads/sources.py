@@ -8,7 +8,7 @@ from torch import Tensor
 
 from helpers.core.contexts import vocabulary_of_families
 from helpers.core.scan import Scan
-from helpers.core.stories import EncodedStory, Word
+from helpers.core.stories import EncodedStory, Word, quotes
 
 KINDS = {  # kind of next word: what calls for it
     "closing quote": "the mark that opened the speech",
@@ -92,9 +92,9 @@ def story_sources(encoded: EncodedStory) -> tuple[Int[Tensor, " pos"], Bool[Tens
     breaks = torch.tensor(["\n" in piece for piece in pieces])
     opened = -1
     for p in range(length - 1):
-        opened = (-1 if opened >= 0 else p) if pieces[p].count('"') % 2 else opened
+        opened = (-1 if opened >= 0 else p) if quotes(pieces[p]) % 2 else opened
         w, kind = owner[p + 1], ""
-        if opened >= 0 and '"' in pieces[p + 1]:
+        if opened >= 0 and quotes(pieces[p + 1]):
             kind, mask[p, opened] = "closing quote", True
         elif breaks[p + 1]:
             kind, mask[p, : p + 1] = "line break", breaks[: p + 1]

@@ -54,9 +54,7 @@ def match_neurons(
         WorkbookError: the models have different tokens, or no story is given.
     """
     if model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-        raise WorkbookError(
-            "These models read different tokens: neurons can be matched between models of one tokenizer."
-        )
+        raise WorkbookError("These models read different tokens: give two models of one tokenizer.")
     count, sums, products = 0, [0.0, 0.0], [0.0] * 3  # one with the other, other with itself, one's squares
     stories = list(stories)
     for batches in zip(walk(model, stories, 2048), walk(other, stories, 2048), strict=True):

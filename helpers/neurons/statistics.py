@@ -200,17 +200,12 @@ def statistics_of(scan: Scan) -> tuple[NeuronStats, str]:
         return stats, ""
     path = Path(folder).expanduser() / SCANNED
     if not path.is_file():
-        raise WorkbookError(
-            f"No finished part of a scan in {folder}: python -m helpers.scan --help, or unset TINYSTORIES_SCAN."
-        )
+        what = f"No finished part of a scan in {folder}"
+        raise WorkbookError(f"{what}: python -m helpers.scan --help, or unset TINYSTORIES_SCAN.")
     stats, about = NeuronStats.read(path)
     if about["weights"] != scan.model.fingerprint:
         other = f"The scan in {folder} is of {about['model']} (weights {about['weights']}), not of this model"
-        raise WorkbookError(
-            f"{other} ({scan.model.fingerprint}): scan into another folder, or unset TINYSTORIES_SCAN."
-        )
+        raise WorkbookError(f"{other} ({scan.model.fingerprint}): scan anew, or unset TINYSTORIES_SCAN.")
     if not about["complete"]:
-        raise WorkbookError(
-            f"The scan in {folder} is not finished: run the same python -m helpers.scan command again."
-        )
+        raise WorkbookError(f"The scan in {folder} is not finished: give its python -m helpers.scan again.")
     return stats, f"How loud the neurons are, and where, is of {stats.count:,} positions of {about['stories']}."

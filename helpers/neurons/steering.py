@@ -52,9 +52,7 @@ def steer(
         WorkbookError: these are heads.
     """
     if parts.kind == "head":
-        raise WorkbookError(
-            "Only neurons and features can be pushed: give Parts of their kind, as find_neurons does."
-        )
+        raise WorkbookError("Only neurons and features can be pushed: give Parts such as find_neurons finds.")
     push = dose * (parts.basis.writes if parts.basis else model.W_out[0])[parts.index].sum(0)
     texts = [sample(model, opening, count, tokens, seed=seed, push=by) for by in (None, push)]
     return Steered(parts, dose, *texts)

@@ -127,10 +127,8 @@ async def execute_all(sources: list[Path], finished: Callable[[Path, dict], obje
 def _version(path: Path) -> str:
     """What changes with a notebook's cells, with the helpers, and with the model and the stories of this run."""
     about = made_with()  # its folder's name tells weights and stories that were written anew
-    facts = [
-        f"{about} {results_folder(about['model'])}",
-        *(cell.source for cell in nbformat.read(path, as_version=4).cells),
-    ]
+    facts = [f"{about} {results_folder(about['model'])}"]
+    facts += [cell.source for cell in nbformat.read(path, as_version=4).cells]
     facts += [file.read_text(encoding="utf-8") for file in sorted((ROOT / "helpers").rglob("*.py"))]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:12]
 
