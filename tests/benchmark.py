@@ -107,39 +107,19 @@ def scan_rates(model: TransformerBridge, stories: list[Story], times: int = 10) 
 
     Rates are from the first part handed out to the last one merged; peaks are of all processes of the command together.
     """
-    rows, tokens = (
-        {},
-        sum(len(encode_story(story, model.tokenizer, model.cfg.n_ctx).tokens) - 1 for story in stories),
-    )
-    rows["plain forward pass, one thread (tokens/s)"] = tokens / seconds(lambda: plain_forward(model, stories))
+    lengths = [len(encode_story(story, model.tokenizer, model.cfg.n_ctx).tokens) - 1 for story in stories]
+    plain = sum(lengths) / seconds(lambda: plain_forward(model, stories))
+    rows = {"plain forward pass, one thread (tokens/s)": plain}
+    common = ["--model", model.cfg.model_name, "--split", "all", "--part", "64"]
     with tempfile.TemporaryDirectory() as folder:
         for count, workers in ((1, 1), (1, 2), (times, 1), (times, 2)):
-            text = Path(folder) / f"{count}.jsonl"
+            text, out = Path(folder) / f"{count}.jsonl", f"{folder}/{count}-{workers}"
             texts = ({"text": f"{story.text} The {i}. end."} for i in range(count) for story in stories)
             write_json_lines(text, texts)
-            out = [
-                "--out",
-                f"{folder}/{count}-{workers}",
-                "--part",
-                "64",
-                "--split",
-                "all",
-                "--workers",
-                f"{workers}",
-            ]
-            command = [
-                sys.executable,
-                "-m",
-                "helpers.scan",
-                "--model",
-                model.cfg.model_name,
-                "--stories",
-                text,
-                *out,
-            ]
-            with subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            ) as process:
+            given = ["--stories", text, "--out", out, "--workers", str(workers)]
+            command = [sys.executable, "-m", "helpers.scan", *common, *given]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+            with subprocess.Popen(command, **pipes) as process:
                 peak, me = 0, psutil.Process(process.pid)
                 while process.poll() is None:
                     with contextlib.suppress(psutil.Error):
