@@ -2,14 +2,15 @@
 
     python tests/blind_cards.py make FOLDER
 
-writes FOLDER/cards.md (40 cards without name, rule, kind, number and costs, each with six pairs of unseen places, and 8 of
-features that have been read) and FOLDER/key.json. Each reader writes FOLDER/reader-N.json, {card: {"said": "yes" | "partly" |
-"no", "read": what the part is for, "places": ["a" | "b", …]}}. Then
+writes FOLDER/cards-first.md (features and neurons drawn at random, and features that have been read; cards without name, rule,
+kind, number and costs, each with six pairs of unseen places), FOLDER/cards-second.md (more features, and features of a model
+with random weights) and FOLDER/key.json. Each reader of a set writes FOLDER/reader-SET-N.json, {card: {"said": "yes" |
+"partly" | "no", "read": what the part is for, "places": ["a" | "b", …]}}. Then
 
     python tests/blind_cards.py match FOLDER
 
-writes FOLDER/match.md: beside what each reader wrote, five names of parts of that kind; who scores it writes
-FOLDER/match.json, {line: number of the name that says the same}. And
+writes FOLDER/match-SET.md: beside what each reader wrote, five names of parts of that kind; who scores it writes
+FOLDER/match-SET.json, {line: number of the name that says the same}. And
 
     python tests/blind_cards.py score FOLDER
 
@@ -30,7 +31,8 @@ from helpers.features.card import activity, cards
 from helpers.features.dictionary import load_dictionary
 from helpers.features.names import feature_names
 
-PAIRS, SEED, DRAWN = 6, 20, {"features": 20, "neurons": 20, "named features": 8}
+PAIRS, SEED, TWIN = 6, 20, "features of a random model"
+SETS = {"first": {"named features": 8, "features": 20, "neurons": 20}, "second": {"features": 8, TWIN: 12}}
 marked = lambda tokens, at: "".join(f"**[{t}]**" if i == at else t for i, t in enumerate(tokens))  # noqa: E731
 
 
@@ -54,46 +56,68 @@ def around(text, i):
     return marked(pieces, len(pieces) - 1)
 
 
+def drawn(scans, kind, numbers, draw):
+    """The cards of some parts, each with its kind and its pairs of places."""
+    explore, confirm = scans
+    basis = None if kind == "neurons" else load_dictionary(explore.model)
+    parts = Parts(kind, "neuron" if kind == "neurons" else "feature", torch.tensor(numbers), basis=basis)
+    own, unseen = activity(explore, parts), activity(confirm, parts)
+    least = torch.zeros(len(parts)) if basis else own.mean(0) + 2 * own.std(0)
+    pairs = [places(confirm, unseen[:, k], least[k], draw) for k in range(len(parts))]
+    return [(kind, one, text) for one, text in zip(cards(explore, parts, confirm), pairs, strict=True)]
+
+
+def scans(name):
+    """Both halves of the stories, as a model takes them in."""
+    model = load_model(name)
+    return [scan(model, load_stories(split=half), positions=2048) for half in ("explore", "confirm")]
+
+
 def make(folder):
     """Draw the parts, shuffle them, write the cards and the key."""
-    model, draw = load_model(), random.Random(SEED)
-    dictionary, explore, confirm = (
-        load_dictionary(model), *(scan(model, load_stories(split=half), positions=2048) for half in ("explore", "confirm")),
-    )  # fmt: skip
-    names, made = feature_names(dictionary), []
-    rest = [i for i in range(len(dictionary)) if i not in names]
-    drawn = {"named features": draw.sample(sorted(names), DRAWN["named features"])}
-    drawn |= {"features": draw.sample(sorted({*rest, *names} - {*drawn["named features"]}), DRAWN["features"])}
-    drawn |= {"neurons": draw.sample(range(model.cfg.d_mlp), DRAWN["neurons"])}
-    for kind, numbers in drawn.items():
-        basis = None if kind == "neurons" else dictionary
-        parts = Parts(kind, "neuron" if kind == "neurons" else "feature", torch.tensor(numbers), basis=basis)
-        own, unseen = activity(explore, parts), activity(confirm, parts)
-        least = torch.zeros(len(parts)) if basis else own.mean(0) + 2 * own.std(0)
-        made += [
-            (kind, one, places(confirm, unseen[:, k], least[k], draw))
-            for k, one in enumerate(cards(explore, parts, confirm))
-        ]
-    draw.shuffle(made)
-    lines, key = [], {}
-    for number, (kind, one, pairs) in enumerate(made, 1):
-        told = one.lines()
-        lines += [
-            f"\n## Card {number}\n\nWhere it fires, from loud to quiet (the marked word is the last that it has seen):\n"
-        ]
-        lines += [f"- {marked(tokens, at)}".replace("\n", " ⏎ ") for tokens, _, at in one.examples]
-        lines += [f"\n{what}: {told[what]}" for what in ("is fed by", "raises", "lowers") if what in told]
-        lines += ["\nAt which of the two does it fire?\n"]
-        for n, ((a, b), _) in enumerate(pairs, 1):
-            lines += [f"{n}. a: {around(confirm, a)}", f"   b: {around(confirm, b)}"]
-        key[number] = {
-            "part": one.part,
-            "drawn": kind,
-            "name": one.name or one.rule,
-            "places": [one for _, one in pairs],
+    own, draw, key, left = scans("embedded"), random.Random(SEED), {}, {}
+    dictionary = load_dictionary(own[0].model)
+    sizes = {"neurons": own[0].model.cfg.d_mlp, "features": len(dictionary)}
+    for name, kinds in SETS.items():
+        of = {kind: scans("random:embedded") if kind == TWIN else own for kind in kinds}
+        sizes |= {kind: len(load_dictionary(pair[0].model)) for kind, pair in of.items() if kind == TWIN}
+        numbers, made = {}, []
+        for kind, count in kinds.items():
+            pool = left.get(kind) or (
+                sorted(feature_names(dictionary)) if kind == "named features" else range(sizes[kind])
+            )
+            taken = numbers.get("named features", []) if kind == "features" else []
+            numbers[kind] = draw.sample([i for i in pool if i not in taken], count)
+            left[kind] = [i for i in pool if i not in {*numbers[kind], *taken}]
+        for kind, some in numbers.items():
+            made += drawn(of[kind], kind, some, draw)
+        draw.shuffle(made)
+        write_text(
+            folder / f"cards-{name}.md",
+            "\n".join(sheet(made, {kind: pair[1] for kind, pair in of.items()})) + "\n",
+        )
+        key[name] = {
+            n: {
+                "part": one.part,
+                "drawn": kind,
+                "name": one.name or one.rule,
+                "places": [true for _, true in pairs],
+            }
+            for n, (kind, one, pairs) in enumerate(made, 1)
         }
-    write_text(folder / "cards.md", "\n".join(lines) + "\n")
-    write_json(folder / "key.json", {"dictionary": dictionary.hash, "cards": key})
+    write_json(folder / "key.json", {"dictionary": dictionary.hash, "sets": key})
+
+
+def sheet(made, texts):
+    """The lines of a set of cards."""
+    for number, (kind, one, pairs) in enumerate(made, 1):
+        told, text = one.lines(), texts[kind]
+        yield f"\n## Card {number}\n\nWhere it fires, from loud to quiet (the marked word is the last that it has seen):\n"
+        yield from (f"- {marked(tokens, at)}".replace("\n", " ⏎ ") for tokens, _, at in one.examples)
+        yield from (f"\n{what}: {told[what]}" for what in ("is fed by", "raises", "lowers") if what in told)
+        yield "\nAt which of the two does it fire?\n"
+        for n, ((a, b), _) in enumerate(pairs, 1):
+            yield f"{n}. a: {around(text, a)}\n   b: {around(text, b)}"
 
 
 def read(folder, name):
@@ -101,44 +125,46 @@ def read(folder, name):
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def lines_of(folder):
+def lines_of(folder, name):
     """For everything that a reader wrote: the reader, the card, five names of its kind, and where the true one stands."""
-    key = read(folder, "key.json")["cards"]
-    for path in sorted(folder.glob("reader-*.json")):
+    key = read(folder, "key.json")["sets"][name]
+    for path in sorted(folder.glob(f"reader-{name}-*.json")):
         for card, said in read(folder, path.name).items():
             if said["read"]:
-                others = [
-                    o["name"]
-                    for o in key.values()
-                    if o["drawn"] == key[card]["drawn"] and o["name"] != key[card]["name"]
-                ]
+                kind, true = key[card]["drawn"], key[card]["name"]
+                others = sorted({one["name"] for one in key.values() if one["drawn"] == kind} - {true})
                 draw = random.Random(int(card))  # for all readers the same five
-                five = draw.sample([key[card]["name"], *draw.sample(sorted(set(others)), 4)], 5)
-                yield path.stem, card, said["read"], five, five.index(key[card]["name"]) + 1
+                five = draw.sample([true, *draw.sample(others, 4)], 5)
+                yield path.stem, card, said["read"], five, five.index(true) + 1
 
 
 def match(folder):
-    """The sheet on which somebody else says which name says the same."""
-    rows = enumerate(lines_of(folder), 1)
-    text = [
-        f"{n}. “{told}”\n" + "".join(f"   ({k}) {name}\n" for k, name in enumerate(five, 1))
-        for n, (_, _, told, five, _) in rows
-    ]
-    write_text(folder / "match.md", "\n".join(text))
+    """The sheets on which somebody else says which name says the same."""
+    for name in SETS:
+        rows = enumerate(lines_of(folder, name), 1)
+        choices = lambda five: "".join(f"   ({k}) {one}\n" for k, one in enumerate(five, 1))  # noqa: E731
+        text = (f"{n}. “{told}”\n{choices(five)}" for n, (_, _, told, five, _) in rows)
+        write_text(folder / f"match-{name}.md", "\n".join(text))
 
 
 def score(folder):
     """What came of it, card by card, for notebook 06."""
-    key, matched = read(folder, "key.json"), read(folder, "match.json")
-    right = {(who, card): matched[str(n)] == true for n, (who, card, _, _, true) in enumerate(lines_of(folder), 1)}
-    for number, card in key["cards"].items():
-        truth, card["readers"] = card.pop("places"), []
-        for path in sorted(folder.glob("reader-*.json")):
-            said = read(folder, path.name)[number]
-            hits = sum(a == b for a, b in zip(said["places"], truth, strict=True))
-            row = {"said": said["said"], "read": said["read"], "right": hits, "of": len(truth)}
-            card["readers"].append(row | {"named": right.get((path.stem, number), False)})
-    write_json(ROOT / "notebooks" / "06_readings.json", key | {"cards": list(key["cards"].values())})
+    key, scored = read(folder, "key.json"), []
+    for name, made in key.pop("sets").items():
+        chosen = read(folder, f"match-{name}.json")
+        right = {
+            (who, card): chosen[str(n)] == true
+            for n, (who, card, _, _, true) in enumerate(lines_of(folder, name), 1)
+        }
+        for number, card in made.items():
+            truth, card["readers"] = card.pop("places"), []
+            for path in sorted(folder.glob(f"reader-{name}-*.json")):
+                said = read(folder, path.name)[number]
+                hits = sum(a == b for a, b in zip(said["places"], truth, strict=True))
+                row = {"said": said["said"], "read": said["read"], "right": hits, "of": len(truth)}
+                card["readers"].append(row | {"named": right.get((path.stem, number), False)})
+            scored.append(card)
+    write_json(ROOT / "notebooks" / "06_readings.json", key | {"cards": scored})
 
 
 if __name__ == "__main__":
