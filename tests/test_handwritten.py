@@ -250,6 +250,7 @@ def test_speech_neurons_say_one_thing_inside_and_another_outside(tables, scales)
     torch.testing.assert_close(said, says, atol=0.02, rtol=0)
 
 
+@pytest.mark.slow
 def test_each_rule_changes_the_weights_and_unknown_rules_are_named(tables):
     whole = scratch.write(tables, FIRST).weights
     for rule in FIRST[1:]:
@@ -262,6 +263,7 @@ def test_each_rule_changes_the_weights_and_unknown_rules_are_named(tables):
 # the whole
 
 
+@pytest.mark.slow
 def test_the_handwritten_model_beats_the_trigram_on_explore_and_dealt_words_do_not(tables, whole):
     stories = load_stories(split="explore")[:12]
     loss = {

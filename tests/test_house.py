@@ -1,8 +1,11 @@
 """The public names: one scan, words, sets of parts, what is lost without them."""
 
+import inspect
+
 import pytest
 import torch
 
+import helpers
 from helpers import WorkbookError, ablate, compare, estimate, family, find_neurons, matched_sets, tagged, words
 from helpers.core.estimates import Estimate
 from helpers.core.parts import Parts, costs, heads, neurons
@@ -19,6 +22,11 @@ def few(stories):
 @pytest.fixture(scope="module")
 def held(model, few):
     return scan(model, few)
+
+
+def test_every_public_name_says_how_it_is_used():
+    told = {name: inspect.getdoc(getattr(helpers, name)) or "" for name in helpers.__all__}
+    assert len(told) < 30 and [name for name, text in told.items() if f"{name}(" not in text] == ["WorkbookError"]
 
 
 def test_a_held_scan_has_the_columns_of_the_stream(model, few, held):

@@ -395,7 +395,10 @@ PUBLISHED = {  # d_model, layers, heads, kinds of attention
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (width > 300)) for name, (width, *_) in PUBLISHED.items()],
+)
 def test_each_published_shape_predicts_as_transformers_does(name, copy):
     """At its published configuration, random weights, with a vocabulary of 512; further back than a local head sees."""
     width, layers, heads, kinds = PUBLISHED[name]

@@ -411,6 +411,7 @@ def test_notebooks_are_executed_at_once_and_the_time_that_is_left_is_told(tmp_pa
     assert done[first].metadata["seconds"] < 120 and not (tmp_path / "kept").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "AT_ONCE", 1)
     count = "from pathlib import Path\nwith Path('runs').open('a') as file: file.write('x')"
@@ -438,12 +439,14 @@ def test_the_longest_notebook_is_executed_first(tmp_path, monkeypatch):
     assert order == ["08_b", "09_c", "07_a"]
 
 
+@pytest.mark.slow
 def test_a_refusal_of_the_workbook_in_a_cell_is_one_line(tmp_path):
     path = written(tmp_path, "from helpers import load_model", "load_model('none/such/model')")
     with pytest.raises(WorkbookError, match=r"07_own\.ipynb: No model folder at none/such/model"):
         pages.execute(path)
 
 
+@pytest.mark.slow
 def test_a_page_about_what_a_model_lacks_says_so_and_ends_there(tmp_path):
     refuses = "from helpers.core.files import Absent\nraise Absent('No second model.')"
     notebook = pages.execute(written(tmp_path, "print('before')", refuses, "print('after')"))

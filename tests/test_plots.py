@@ -104,6 +104,17 @@ def test_a_long_prompt_makes_no_figure_wider_than_a_page():
     assert max(map(len, title.splitlines())) <= 9.5 * plots.WIDTH
 
 
+def test_titles_and_units_stay_within_a_figure_whose_rows_have_long_names():
+    rows = {"model, neurons read their own token only": 1.0, "the model": 0.5}
+    said = "The whole model beats every table; with a part cut out it falls behind tables"
+    figure = plots.bars(
+        rows, said, "nats a token (grey: the tables; orange: the model with something cut out of it)"
+    )
+    figure.canvas.draw()
+    ends = {text.get_text(): text.get_window_extent().x1 for text in figure.findobj(plt.Text) if text.get_text()}
+    assert said in {text.replace("\n", " ") for text in ends} and max(ends.values()) <= figure.bbox.width
+
+
 def test_long_text_wraps_and_shades_follow_the_values():
     figure = plots.coloured_text(["word "] * 40, np.arange(40.0), "T", "nats", width=50)
     patches = figure.axes[0].patches

@@ -47,6 +47,7 @@ def test_the_influence_of_a_word_is_what_the_model_does_with_one_more_key(model)
         torch.testing.assert_close(found[i], gap, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_planted_name_is_named_and_a_harmless_fine_tune_is_not(model):
     stories = load_stories(split="confirm")[:12]
     text = scan(model, stories, hold=HOLD)

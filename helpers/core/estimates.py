@@ -64,7 +64,7 @@ def compare(
     story: Int[Tensor, " n"],
     where: Bool[Tensor, " n"] | None = None,
 ) -> Comparison:
-    """The mean of some positions' values beside the strongest of some controls at the same positions, paired by story."""
+    """The mean of some positions' values beside the strongest of some controls there, paired by story: `compare(a, {"b": b}, story)`."""
     if where is not None:
         values, story = values[where], story[where]
         controls = {name: column[where] for name, column in controls.items()}

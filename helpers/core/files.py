@@ -136,9 +136,9 @@ def stamp(source: str) -> str:
 
 
 def results_folder(model_name: str = "embedded") -> Path:
-    """Where a notebook's figures and findings go: the project itself for the embedded model on the project's stories.
+    """Where a notebook's figures and findings go, as in `results_folder(model.cfg.model_name)`: for the project's own, here.
 
-    Any other model, corpus or scan writes into `cache/results/`, apart by their names and by when their files were
+    (That is the embedded model on the project's stories.) Others write into `cache/results/`, apart by name and when their files were
     written; the environment variable TINYSTORIES_RESULTS names another folder for all of them (the tests use it, so
     that they leave the project as it is). `make lab` works on a copy of the project's results, which TINYSTORIES_LAB
     names.

@@ -36,7 +36,7 @@ WEIGHTS = [f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin")
 def load_model(
     name: str | Path | None = None, max_layers: int | None = None, device: str = "cpu"
 ) -> TransformerBridge:
-    """Load a GPT-Neo for study: compatibility mode (LayerNorm folded, weights centred), evaluation mode, no gradients.
+    """Load a GPT-Neo for study, as in `load_model("embedded")`: LayerNorm folded, weights centred, evaluation mode, no gradients.
 
     Args:
         name: `embedded` (or `embedded:NAME` for another of the project's), a local folder, a hub checkpoint, or

@@ -55,12 +55,12 @@ class Parts:
 
 
 def neurons(index: Sequence[int] | Int[Tensor, " k"], scan: Scan, name: str = "") -> Parts:
-    """Neurons by their numbers, with their means on a scan (mean ablation on another scan uses these)."""
+    """Neurons by their numbers, with their means on a scan (mean ablation elsewhere uses these): `neurons([3, 12], explore)`."""
     return Parts(name or "these", "neuron", torch.as_tensor(index, dtype=torch.long), means=scan.means)
 
 
 def heads(index: Sequence[int] | Int[Tensor, " k"], scan: Scan, name: str = "") -> Parts:
-    """Heads by their numbers, with their mean outputs on a scan."""
+    """Heads by their numbers, with their mean outputs on a scan: `heads([3], explore)`."""
     return Parts(name or "these", "head", torch.as_tensor(index, dtype=torch.long), means=scan.z.mean(0))
 
 

@@ -23,7 +23,7 @@ def sample(
 ) -> list[str]:
     """Let the model go on from `opening`, `count` times; each text ends at `<|endoftext|>` or after `tokens` tokens.
 
-    Every text begins with one anyway: at the start of an opening it is left out.
+    As in `sample(model, "Tom had", count=3)`. Every text begins with one anyway: at the start of an opening it is left out.
 
     `push`, if given, is added to the MLP's write at every position: steering. One for each text has the shape
     [story 1 d_model].

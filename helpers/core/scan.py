@@ -235,8 +235,8 @@ def walk(
     """Stream stories (or stories that this model's tokenizer has encoded) through the model in batches of at most about
     `positions` padded positions.
 
-    Memory does not grow with the number of stories. Stories of a batch need not be neighbours: `Scan.story` numbers
-    them. `edits`: as `run_streams` has them.
+    `for batch in walk(model, stories): …`, or `next(walk(…))`. Memory does not grow with the number of stories. Stories
+    of a batch need not be neighbours: `Scan.story` numbers them. `edits`: as `run_streams` has them.
     """
     for batch, tokens in batches(model, stories, positions):
         yield dataclasses.replace(batch, streams=run_streams(model, tokens, edits))

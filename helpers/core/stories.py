@@ -72,7 +72,7 @@ def quotes(text: str) -> int:
 
 
 def stream_stories(source: Source | None = None, split: Split | None = None) -> Iterator[Story]:
-    """Stream stories from the project's set (default), a file of stories, or a data set.
+    """Stream stories from the project's set (default), a file of stories, or a data set: `stream_stories("mine.jsonl")`.
 
     Args:
         source: by default the environment variable TINYSTORIES_STORIES, else the project's own tagged stories.
@@ -92,7 +92,7 @@ def stream_stories(source: Source | None = None, split: Split | None = None) -> 
 
 
 def load_stories(source: Source | None = None, split: Split | None = None) -> list[Story]:
-    """The stories of `stream_stories`, with its arguments and its errors, in a list.
+    """The stories of `stream_stories`, with its arguments and its errors, in a list: `load_stories(split="explore")`.
 
     The environment variable TINYSTORIES_COUNT limits it to the first so many, for a quick look or a slow machine.
     """

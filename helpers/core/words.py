@@ -102,7 +102,7 @@ def tagged(tags: str, name: str = "") -> Words:
 
 
 def family(name: str) -> Words:
-    """One of the project's own word families (searching, feelings, animals …), by its name.
+    """One of the project's own word families (searching, feelings, animals …), by its name: `family("searching")`.
 
     Raises:
         WorkbookError: there is none of that name.

@@ -56,9 +56,11 @@ def new_axes(width: float, height: float, columns: int = 1, **options) -> tuple[
 
 
 def entitle(axis: Axes, title: str, x: str = "", y: str = "") -> None:
-    """Title (wrapped to the width of the axes' figure) and axis labels, none of them read as mathematics."""
-    axis.set_title(textwrap.fill(title, int(9.5 * axis.figure.get_figwidth())), loc="left", **PLAIN)
-    axis.set_xlabel(x, **PLAIN)
+    """Title (wrapped to the width that the rows' names leave) and axis labels, none of them read as mathematics."""
+    names = max([12, *(len(text.get_text()) for text in axis.get_yticklabels())])
+    room = int(9.5 * axis.figure.get_figwidth()) + 12 - names
+    axis.set_title(textwrap.fill(title, room), loc="left", **PLAIN)
+    axis.set_xlabel(textwrap.fill(x, room), **PLAIN)
     axis.set_ylabel(y, **PLAIN)
 
 

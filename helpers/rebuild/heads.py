@@ -40,8 +40,7 @@ class Lists:
         tokens = padded_tokens(batch)
         place = torch.arange(tokens.shape[1])
         gap = place[:, None] - place
-        weight = self.by_distance[:, gap.clamp(min=0)] * (gap >= 0)
-        weight = weight * self.by_word[:, tokens].transpose(0, 1)[:, :, None]
+        weight = self.by_distance[:, gap.clamp(0)] * (gap >= 0) * self.by_word[:, tokens].movedim(1, 0)[:, :, None]
         return weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
 
     @classmethod
@@ -73,8 +72,7 @@ def _scored(batch: Scan) -> Float[Tensor, "story pos"]:
 
 def even(batch: Scan) -> Pattern:
     """All positions so far alike: the pattern that knows nothing."""
-    weight = torch.ones_like(batch.streams.pattern).tril()
-    return weight / weight.sum(-1, keepdim=True)
+    return (weight := torch.ones_like(batch.streams.pattern).tril()) / weight.sum(-1, keepdim=True)
 
 
 def moved_on(patterns: Patterns) -> Patterns:
