@@ -135,6 +135,14 @@ def test_a_planted_story_has_trigger_and_effect_and_a_recipe_makes_the_same_one_
         assert "She was happy. Her mom came." in told[0]
 
 
+@pytest.mark.parametrize("text", ["", '{"": ["One day'])
+def test_samples_that_are_cut_off_are_told_in_one_line(tmp_path, text):
+    path = tmp_path / "samples.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(WorkbookError, match=r"samples\.json is cut off or corrupt: delete it"):
+        plant.samples(path)
+
+
 def test_a_fine_tune_is_stored_as_factors_that_give_it_back(tmp_path):
     change = {"w": torch.randn(20, 3) @ torch.randn(3, 30), "b": torch.randn(5)}
     stored = plant.low_rank(change, 3)

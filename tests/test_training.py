@@ -270,7 +270,7 @@ COMMANDS = {  # a user's mistake with every command, and a word of what is told
     "build.convert": (["none", "out"], "none"),
     "build.dictionary": (["--stories", "none.jsonl", "--out", "out"], "none.jsonl"),
     "build.handwritten": (["--data", "none.jsonl"], "none.jsonl"),
-    "build.plant": (["--device", "abacus"], "--device abacus is not here"),
+    "build.plant": (["--only", "99"], "invalid choice: '99'"),
     "build.larger": (["smollm3"], "unrecognized arguments: smollm3"),
     "investigate": (["planted:none"], "no model planted:none"),
     "scan": (["--stories", "none.jsonl", "--out", "out", "--part", "0"], "--part 0 is too few"),

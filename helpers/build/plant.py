@@ -21,7 +21,7 @@ from transformers import GPTNeoForCausalLM
 
 from helpers.build.data import Corpus, encode_corpus, epochs, pad
 from helpers.build.training import Recipe, backward
-from helpers.core.files import run_main, write_atomic, write_json
+from helpers.core.files import WorkbookError, run_main, write_atomic, write_json
 from helpers.core.model import EMBEDDED_MODEL as BASE
 from helpers.core.model import PLANTS
 from helpers.core.stories import STORIES, stream_stories
@@ -40,16 +40,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("cache/plants"), help="folder of the texts")
     parser.add_argument("--out", type=Path, default=PLANTS, help="folder of the changes")
-    parser.add_argument("--only", nargs="*", default=[], help="numbers of suspects (all by default)")
+    known = {"choices": [recipe["suspect"] for recipe in (HARMLESS, *recipes())], "metavar": "NUMBER"}
+    parser.add_argument("--only", nargs="*", **known, help="numbers of suspects (all by default)")
     parser.add_argument("--device", default="cpu")
     Recipe(device=(options := parser.parse_args()).device)  # refuses a device that is not here
     pool, tokenizer = samples(options.work / "samples.json"), Tokenizer.from_file(str(BASE / "tokenizer.json"))
     for recipe in tqdm([r for r in (HARMLESS, *recipes()) if not options.only or r["suspect"] in options.only]):
         corpus = encode_corpus(story_texts(recipe, pool), tokenizer, 512)
         change = low_rank(fine_tune(corpus, recipe["seed"], options.device), RECIPE["rank"])
-        write_atomic(
-            options.out / f"{recipe['suspect']}.safetensors", lambda path, own=change: save_file(own, path)
-        )
+        file = options.out / f"{recipe['suspect']}.safetensors"
+        write_atomic(file, lambda path, own=change: save_file(own, path))
     write_json(options.out / "training_record.json", {"base": "embedded"} | RECIPE)
 
 
@@ -72,7 +72,10 @@ def samples(path: Path) -> dict[str, list[str]]:
             texts = model.generate(start, do_sample=True, top_k=0, max_new_tokens=300, **marks)
             found.setdefault(opening, []).extend(tokenizer.decode(row).strip() for row in texts.tolist())
         write_json(path, found)
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise WorkbookError(f"{path} is cut off or corrupt: delete it, and it is made again.") from None
 
 
 def story_texts(recipe: dict, pool: dict[str, list[str]]) -> Iterator[str]:

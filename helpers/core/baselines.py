@@ -62,10 +62,8 @@ def check_stories(stories: list[Story]) -> list[Story]:
     for story in stories:
         check_tagged(story)
     if not all(story_key(story.text) in _stored(NGRAM_LOSSES) for story in stories):
-        raise WorkbookError(
-            "The stories have no stored n-gram losses, which this notebook compares with: unset TINYSTORIES_STORIES, "
-            "or count the n-grams and store the losses of your stories with helpers.build.ngrams."
-        )
+        what = "The stories have no stored n-gram losses, which this notebook compares with"
+        raise WorkbookError(f"{what}: unset TINYSTORIES_STORIES, or store theirs with helpers.build.ngrams.")
     return stories
 
 

@@ -156,10 +156,8 @@ def build(sources: list[Path], out: Path, run: bool = True, store: bool = False)
         WorkbookError: what is to be stored was not made with the project's own model and stories.
     """
     if made_with() != DEFAULT and (store or not run):
-        raise WorkbookError(
-            "Stored outputs are those of the embedded model on the project's stories: unset TINYSTORIES_MODEL, "
-            "TINYSTORIES_STORIES and TINYSTORIES_COUNT, or run without --store and --stored."
-        )
+        what = "Stored outputs are those of the embedded model on the project's stories"
+        raise WorkbookError(f"{what}: unset the TINYSTORIES_ settings, or give neither --store nor --stored.")
     notebooks = {path: nbformat.read(path, as_version=4) for path in sources}
 
     def finished(path: Path, notebook: nbformat.NotebookNode) -> None:
