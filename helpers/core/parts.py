@@ -72,10 +72,9 @@ def costs(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, " n"]:
     are at another position, drawn at random. Without a head the MLP reads what is left, and without a part all layers
     above read what is left, so its cost is a total one.
     """
-    if scan.whole is not None and scan.above and scan.streams is None:
-        final = finish(scan.whole, without(scan.whole, parts, by))[scan.chosen]
-    else:
-        final = finish(scan, without(scan, parts, by))
+    held = scan.whole is not None and scan.above and scan.streams is None
+    every, chosen = (scan.whole, scan.chosen) if held else (scan, slice(None))
+    final = finish(every, without(every, parts, by), chosen)
     return residual_losses(scan.model, final, scan.target) - scan.losses
 
 

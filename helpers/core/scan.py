@@ -203,27 +203,30 @@ def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edit
     return Streams(*(found[name] for name in places))
 
 
-def finish(batch: Scan, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-    """The final stream if the layer of a batch (or of a whole held scan) left these streams at its positions (at all
-    others of a batch, what it left)."""
+def finish(batch: Scan, residual: Float[Tensor, "n d_model"], chosen: Tensor | slice = slice(None)) -> Tensor:
+    """The final stream, at the `chosen` positions, if the layer of a batch (or of a whole held scan) left these streams
+    at its positions (at all others of a batch, what it left)."""
     if not batch.above:
-        return residual
+        return residual[chosen]
     if batch.streams is None:
-        stories = residual.split(torch.unique_consecutive(batch.story, return_counts=True)[1].tolist())
-        done = []
-        for some in (stories[i : i + 8] for i in range(0, len(stories), 8)):
-            padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
-            done += [row[: len(own)] for row, own in zip(_upward(batch, padded), some, strict=True)]
-        return torch.cat(done)
+        sizes = torch.unique_consecutive(batch.story, return_counts=True)[1].tolist()
+        asked, done = torch.zeros(len(residual), dtype=torch.bool), []
+        asked[chosen] = True
+        for some in (slice(i, i + 8) for i in range(0, len(sizes), 8)):
+            both = (x.split(sizes)[some] for x in (residual, asked))
+            done.append(_upward(batch, *(torch.nn.utils.rnn.pad_sequence(x, batch_first=True) for x in both)))
+        return torch.cat(done)[(asked.cumsum(0) - 1)[chosen]]
     padded = batch.streams.resid_post.clone()
     padded[batch.row, batch.pos] = residual
-    return batch.flat(_upward(batch, padded))
+    return _upward(batch, padded, (batch.row, batch.pos))[chosen]
 
 
-def _upward(batch: Scan, padded: Float[Tensor, "story pos d_model"]) -> Float[Tensor, "story pos d_model"]:
-    for block in batch.above:
+def _upward(batch: Scan, padded: Float[Tensor, "story pos d_model"], asked) -> Float[Tensor, "k d_model"]:
+    for block in batch.above[:-1]:
         padded = block(padded)[0]  # the other is its attention pattern
-    return padded
+    last = batch.above[-1]  # its neurons are asked only where it matters
+    mid = (padded + last.attn(last.ln1(padded))[0])[asked]
+    return mid + last.mlp(last.ln2(mid[None]))[0]
 
 
 def walk(

@@ -36,7 +36,6 @@ def composition_scores(
     reads = {"Q": (q, k), "K": (k, q), "V": (second.W_V[0], second.W_O[0].transpose(1, 2))}
     (_, size, right), d_model = write, first.cfg.d_model
     generator, rank = torch.Generator().manual_seed(seed), right.shape[-1]
-    # of two random frames
     turned = torch.linalg.qr(torch.randn(draws, d_model, rank, generator=generator)).Q[:, :rank]
     found = {}
     for side, matrices in reads.items():
@@ -93,7 +92,6 @@ def cut_paths(
 
     def cut(side: Side):
         weight, bias = getattr(model, f"W_{side}")[1], getattr(model, f"b_{side}")[1]
-
         told = {r: frozenset(a for a, *end in cuts if end == [r, side]) for _, r, s in cuts if s == side}
 
         def edit(value: Tensor) -> Tensor:

@@ -72,9 +72,8 @@ def match_neurons(
     own = (products[2] / count - means[0].square()).clamp(min=1e-12).sqrt()
     generator, rotated = torch.Generator().manual_seed(0), []
     for _ in range(turns):
-        noise = torch.randn(spread.shape, generator=generator, dtype=torch.double)
-        turn = torch.linalg.qr(noise).Q
-        deviation = (turn * (spread @ turn)).sum(0).clamp(min=1e-12).sqrt()
-        rotated.append((cross @ turn / own[:, None] / deviation).amax(1))
+        turn = torch.linalg.qr(torch.randn(spread.shape, generator=generator, dtype=torch.double)).Q
+        spreads = (((t * (spread @ t)).sum(0).clamp(min=1e-12).sqrt(), t) for t in turn.split(256, 1))
+        rotated.append(torch.stack([(cross @ t / deviation).amax(1) for deviation, t in spreads]).amax(0) / own)
     deviation = spread.diagonal().clamp(min=1e-12).sqrt()
     return Matched((cross / own[:, None] / deviation).float(), torch.stack(rotated).mean(0).float())
