@@ -169,6 +169,16 @@ def test_the_command_scans_and_prints_the_dashboards_address(tiny_folder, text, 
     assert about["complete"] and len(about["texts"]) == 3
 
 
+def test_the_command_goes_to_a_cluster_that_runs(client, tiny_folder, text, whole, tmp_path, monkeypatch, capsys):
+    given = ["--stories", str(text), "--model", str(tiny_folder), "--out", str(tmp_path / "out"), "--split", "all"]
+    address = client.scheduler_info()["address"]
+    monkeypatch.setattr("sys.argv", ["scan", *given, "--part", "16", "--scheduler", address])
+    corpus_scan.main()
+    assert capsys.readouterr().out.startswith("1 workers; dashboard: ")
+    check_same(NeuronStats.read(tmp_path / "out" / SCANNED)[0], whole)
+    assert client.submit(int, 1).result() == 1  # and leaves it as it was
+
+
 @pytest.mark.parametrize(
     "wrong, told",
     [
