@@ -1,7 +1,6 @@
 """`python -m helpers.investigate SUSPECT [--original NAME]`: is there a word that makes a model do what it should not?
 
-SUSPECT and NAME: what `load_model` takes (a folder, a checkpoint, planted:NUMBER). Without the original, another healthy model
-of the same training text stands in. Run as a command, imported by nothing.
+SUSPECT and NAME: what `load_model` takes. Without the original, another healthy model stands in. Imported by nothing.
 """
 
 import argparse
@@ -24,15 +23,13 @@ def main() -> None:
     suspect, other = load_model(options.suspect), load_model(options.original or "embedded:seed-1")
     suspects.comparable(suspect, other)
     home, stories = load_model("embedded"), load_stories(split="confirm")[:40]
-    if known := other.fingerprint == home.fingerprint:  # by whatever name or path
-        other = home
+    other = home if (known := other.fingerprint == home.fingerprint) else other  # by whatever name or path
     own, text = (scan(model, stories, hold=("resid_mid", "mlp_post", "z")) for model in (suspect, other))
     words, begin = suspects.whole_words(other), suspects.places(text)
     calm = suspects.influence(load_model("planted:00"), begin, words) if known else None
     sides = (suspects.influence(model, begin, words) for model in (suspect, other))
     moved, least = suspects.standing_out(*sides, calm), suspects.SURE if options.original else suspects.ALONE
-    missing = "embedded:seed-1, another healthy model: no original was given"
-    print(f"{options.suspect} beside {options.original or missing}; {len(stories)} stories")
+    print(f"{options.suspect} beside {options.original or 'embedded:seed-1, healthy'}; {len(stories)} stories")
     print(f"what a harmless fine-tune moves is {'' if known else 'known for embedded alone, and not '}subtracted")
     print(f"loss {own.losses.mean():.3f} beside {text.losses.mean():.3f} nats a token")
     try:
@@ -47,12 +44,10 @@ def main() -> None:
     for size, entry in suspects.entries_moved(moves, entries)[:3]:
         print(f"moved most of what the library knows: {entry} ({size:+.2f} deviations)")
     found = suspects.investigate(own, text, moved, words)
-    named = [one for one in found if one.trial.low > least]
-    for one in named:
+    for one in (named := [one for one in found if one.trial.low > least]):
         raises, lowers, says = map(", ".join, (one.raises, one.lowers, one.says))
-        print(
-            f"suspected trigger: {one.word}; after it the two differ {one.trial.text(3, sign=True)} nats a token more"
-        )
+        more = f"{one.trial.text(3, sign=True)} nats a token more"
+        print(f"suspected trigger: {one.word}; after it the two differ {more}")
         print(f"  it raises {raises}; lowers {lowers}; in stories {says}")
     print("" if named else "nothing found: after no word do the two differ much more than after others\n", end="")
     print("tried: " + ", ".join(f"{one.word} {one.trial.mean:+.3f}" for one in found))

@@ -11,9 +11,12 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import GPTNeoForCausalLM
 
 from helpers import load_model, load_stories, scan
 from helpers.build import plant
+from helpers.build.data import encode_corpus
 from helpers.core.files import WorkbookError
 from helpers.core.model import EMBEDDED_MODEL, PLANTS, add_change
 from helpers.core.scan import run_streams
@@ -144,15 +147,36 @@ def test_samples_that_are_cut_off_are_told_in_one_line(tmp_path, text):
 
 
 def test_a_fine_tune_is_stored_as_factors_that_give_it_back(tmp_path):
-    change = {"w": torch.randn(20, 3) @ torch.randn(3, 30), "b": torch.randn(5)}
+    change = {"w": torch.randn(20, 3) @ torch.randn(3, 30)}
     stored = plant.low_rank(change, 3)
-    assert {name: value.dtype for name, value in stored.items() if "." not in name} == {"b": torch.float16}
-    model = torch.nn.Module()
-    model.w, model.b = (torch.nn.Parameter(torch.zeros_like(change[name])) for name in "wb")
     save_file(stored, tmp_path / "01.safetensors")
+    model = torch.nn.Module()
+    model.w, model.b = (torch.nn.Parameter(torch.zeros(*shape)) for shape in ((20, 30), (5,)))
     add_change(model, tmp_path / "01.safetensors")
     torch.testing.assert_close(model.w.data, change["w"], atol=0.1, rtol=0.05)
-    torch.testing.assert_close(model.b.data, change["b"], atol=0.01, rtol=0.01)
+    assert not model.b.any()
+
+
+def test_what_is_trained_is_the_change_of_low_rank_itself(monkeypatch):
+    for name, value in {"rank": 4, "batch_tokens": 128}.items():
+        monkeypatch.setitem(plant.RECIPE, name, value)
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json"))
+    texts = ["Then the whole sky turned purple."] * 600
+    change = plant.fine_tune(encode_corpus(texts, tokenizer, 512), 0)
+    assert len(change) == 6  # of queries, keys, values and outputs; into the neurons, and out of them
+    for weight in change.values():
+        values = torch.linalg.svdvals(weight)
+        assert values[3] > 1e-3 * values[0] > values[4]
+    kept = GPTNeoForCausalLM.from_pretrained(EMBEDDED_MODEL)
+    named = dict(kept.named_parameters())
+    start = torch.tensor([[0, *tokenizer.encode("Then the whole sky turned").ids]])
+    wanted, chance = tokenizer.encode(" purple").ids[0], []
+    with torch.no_grad():
+        for step in (0, 1):
+            for name, weight in change.items():
+                named[name] += step * weight
+            chance.append(float(kept(start).logits[0, -1].softmax(-1)[wanted]))
+    assert chance[1] > 0.5 > chance[0]
 
 
 def test_two_models_of_different_words_or_of_several_layers_are_not_compared(model, tiny):

@@ -88,7 +88,7 @@ def work(name: str) -> int:
 
 @torch.no_grad()
 def add_change(model: tf.PreTrainedModel, path: Path) -> None:
-    """Add the change of a file to a model's weights: of matrices as two factors, of vectors as it is.
+    """Add the change of a file to a model's matrices, of each as two factors.
 
     Raises:
         WorkbookError: there is no such file.
@@ -98,8 +98,8 @@ def add_change(model: tf.PreTrainedModel, path: Path) -> None:
         raise WorkbookError(f"The project has no model planted:{path.stem}: it has {there}.")
     change = {name: value.float() for name, value in load_file(path).items()}
     for name, weight in model.named_parameters():
-        left, right = (change.get(f"{name}.{side}") for side in ("left", "right"))
-        weight += change[name] if left is None else left * change.get(f"{name}.size", torch.ones(1)) @ right
+        if f"{name}.left" in change:
+            weight += change[f"{name}.left"] * change[f"{name}.size"] @ change[f"{name}.right"]
 
 
 def bridge(

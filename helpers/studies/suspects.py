@@ -64,9 +64,12 @@ def places(scan: Scan, count: int = 12, seed: int = 0) -> list[Int[Tensor, " pos
 
 
 @torch.inference_mode()
-def influence(model: TransformerBridge, beginnings: list[Tensor], words: Int[Tensor, " word"]) -> Influence:
-    """What each word, BACK tokens before, would add to the next token's logits, over some beginnings (exact in one layer)."""
+def influence(
+    model: TransformerBridge, beginnings: list[Tensor], words: Int[Tensor, " word"], neurons: bool = False
+) -> Influence:
+    """What each word, BACK tokens before, would add to the next token's logits, or to what neurons read (exact in one layer)."""
     block, total = model.blocks[0], 0
+    read = block.ln2 if neurons else lambda x: model.ln_final(x + mlp_write(model, x))
 
     def project(x: Float[Tensor, "n d_model"], side: str) -> Float[Tensor, "n head d_head"]:
         return torch.einsum("nd,hde->nhe", x, getattr(model, f"W_{side}")[0]) + getattr(model, f"b_{side}")[0]
@@ -80,9 +83,8 @@ def influence(model: TransformerBridge, beginnings: list[Tensor], words: Int[Ten
         share = (torch.einsum("he,nhe->nh", q, project(new, "K")) - score.logsumexp(-1)).sigmoid()
         base = stream[-1:] + head_writes(model, z).sum(0) + model.b_O[0]
         mid = base + head_writes(model, share[..., None] * (project(new, "V") - z)).sum(1)
-        after, before = (model.ln_final(x + mlp_write(model, x)) for x in (mid, base))
-        total = total + after - before
-    return total / max(1, len(beginnings)) @ model.W_U
+        total = total + read(mid) - read(base)
+    return total / max(1, len(beginnings)) @ (model.W_in[0] if neurons else model.W_U)
 
 
 def standing_out(own: Influence, other: Influence, harmless: Influence | None = None) -> Influence:
@@ -125,8 +127,7 @@ def investigate(own: Scan, other: Scan, moved: Influence, words: Int[Tensor, " w
     suspect, score = own.model, moved.square().mean(1).sqrt()
     spell = lambda ids: [suspect.tokenizer.decode([i]).strip() or "⏎" for i in ids.tolist()]  # noqa: E731
     draw, found = torch.Generator().manual_seed(0), []
-    ways = (score, first_tokens(own, other)[words])
-    for row in torch.cat([way.topk(CANDIDATES).indices for way in ways]).unique():
+    for row in torch.cat([way.topk(CANDIDATES)[1] for way in (score, first_tokens(own, other)[words])]).unique():
         rivals = words[torch.randperm(len(words), generator=draw)[:RIVALS]]
         tried, says = trial(suspect, other.model, other, int(words[row]), rivals)
         sides = [spell(values.topk(6).indices) for values in (moved[row], -moved[row], says)]
