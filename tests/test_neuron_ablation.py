@@ -36,6 +36,7 @@ def test_effects_equal_honest_forward_passes_on_32_neurons(model, batch, means, 
     assert honest.mean(0).abs().max() > 1e-3  # there was something to get wrong
 
 
+@pytest.mark.slow
 def test_no_approximation_is_left_when_every_change_counts_as_large(model, stories, means):
     batch = next(walk(model, stories[:1]))
     some = [0, 7, 100]
@@ -52,6 +53,7 @@ def test_a_held_scan_gives_the_effects_of_the_stream_and_its_means_are_the_defau
     torch.testing.assert_close(quick[1], one, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_mean_effects_are_means_within_groups(batch, means, effects):
     group = batch.next_tags("universal", CLASSES)
     torch.testing.assert_close(mean_effects(batch, means)[:, 0], effects.mean(0), atol=1e-6, rtol=1e-4)

@@ -460,6 +460,7 @@ def test_a_cell_that_never_ends_is_stopped_in_one_line(tmp_path):
         pages.execute(written(tmp_path, "import time; time.sleep(60)"), timeout=2)
 
 
+@pytest.mark.slow
 def test_a_larger_model_is_expected_to_take_longer_in_proportion_and_so_are_more_stories(
     tmp_path, monkeypatch, capsys
 ):

@@ -10,6 +10,8 @@ from helpers.rebuild import handwritten
 from helpers.rebuild.planted import LEAST, planted_at
 from helpers.rebuild.scratch import FIRST, class_pairs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tables():
