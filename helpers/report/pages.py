@@ -51,7 +51,7 @@ async def _execute(path: Path, timeout: int, done: Callable[[], object]) -> nbfo
     client.on_cell_error = lambda cell_index, **_: ended.append(cell_index)
     start, ended = time.monotonic(), []
     try:
-        await client.async_execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
+        await client.async_execute(env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"})
     except CellTimeoutError:
         what = f"{path.name}: a cell took more than {duration(timeout)}, far longer than expected"
         raise WorkbookError(f"{what}: TINYSTORIES_COUNT=24 takes fewer stories.") from None
