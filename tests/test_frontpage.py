@@ -87,7 +87,7 @@ def test_the_readme_has_its_parts_in_order():
     places = [README.index(part) for part in BLOCKS]
     assert places == sorted(places)
     five = README[README.index(BLOCKS[2]) : README.index(BLOCKS[3])]
-    assert five.index("*control*") < five.index("*Clear*:") < five.index("\n- **")
+    assert five.index("*nats*") < five.index("*control*") < five.index("*Clear*:") < five.index("\n- **")
     assert len(BLOCK.findall(five)) == five.count("\n- **") == 5
 
 
