@@ -9,8 +9,6 @@ BIN := $(CONDA_PREFIX)/bin
 READY :=
 endif
 SIDE_BY_SIDE := OMP_NUM_THREADS=1
-# What notebooks free goes back at once: a third less memory, for some time.
-THRIFTY := MALLOC_MMAP_THRESHOLD_=1048576
 # The helpers beside the notebooks, whatever checkout .venv was made for.
 export PYTHONPATH := $(CURDIR)
 export TOKENIZERS_PARALLELISM := false
@@ -37,7 +35,7 @@ test: lint
 	@echo "== Tests of the helpers and of the exported pages"
 	@$(SIDE_BY_SIDE) $(BIN)/python -m pytest tests --durations=12 -n 2 --dist loadgroup
 	@echo "== Rerunning the notebooks and comparing their outputs (nbval)"
-	@$(SIDE_BY_SIDE) $(THRIFTY) $(BIN)/python -m pytest --nbval $$(ls -r notebooks/*.ipynb) -v -n 2 --dist loadfile
+	@$(SIDE_BY_SIDE) $(BIN)/python -m pytest --nbval $$(ls -r notebooks/*.ipynb) -v -n 2 --dist loadfile
 	@echo "== All green"
 
 lint: $(READY)
