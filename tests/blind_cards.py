@@ -70,7 +70,7 @@ def drawn(scans, kind, numbers, draw):
 def scans(name):
     """Both halves of the stories, as a model takes them in."""
     model = load_model(name)
-    return [scan(model, load_stories(split=half), positions=2048) for half in ("explore", "confirm")]
+    return [scan(model, load_stories(split=half)) for half in ("explore", "confirm")]
 
 
 def make(folder):

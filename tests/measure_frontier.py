@@ -80,7 +80,7 @@ def of_model(name, runs, valid):
     """The rows of one model."""
     rows = {}
     model = load_model(name)
-    hold = {"hold": ("resid_mid", "mlp_post"), "positions": 2048}
+    hold = {"hold": ("resid_mid", "mlp_post")}
     explore = scan(model, load_stories(split="explore"), **hold)
     texts = {"confirm": scan(model, load_stories(split="confirm"), **hold)}
     texts["valid"] = scan(model, list(islice(stream_stories(valid), 150)), **hold)

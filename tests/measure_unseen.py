@@ -193,7 +193,7 @@ def judged_by_tables(tables, texts, rows, tagged):
 @torch.inference_mode()
 def ablated(model, texts, rows):
     """ln p of the first token of the pairs' words [place set]: as it is, without the last-words set, the story set, random ones."""
-    explore = scan(model, load_stories(split="explore"), positions=2048)
+    explore = scan(model, load_stories(split="explore"))
     near = parts.near_attention(walk(model, load_stories(split="explore")[:60]), model.cfg.n_heads)
     fetching = heads((near <= 0.5).nonzero()[:, 0], explore)
     classes = token_classes(explore.context, model.cfg.d_vocab)

@@ -16,7 +16,7 @@ def main(folder: str) -> dict:
     model = load_model(folder)
     stories = sorted(load_stories(split="explore"), key=lambda story: len(story.text))[:2]
     lower, upper = layers(model)
-    held = [scan(layer, stories, positions=2048) for layer in (lower, upper)]
+    held = [scan(layer, stories) for layer in (lower, upper)]
     found = [find_heads(text, sources, kinds_of(text) >= 0, least=-100.0) for text in held]
     groups = [find_neurons(text, reads=tagged("NOUN"), least=-100.0) for text in held]
     lost = [ablate(text, neurons(group.index[:8], text)).here for text, group in zip(held, groups, strict=True)]

@@ -25,7 +25,7 @@ def built(tables):
 
 @pytest.fixture(scope="module")
 def read(built):
-    return scan(built[0], load_stories(split="explore")[:12], positions=2048)
+    return scan(built[0], load_stories(split="explore")[:12])
 
 
 def test_it_is_built_and_its_rules_are_listed(built, tables):

@@ -111,6 +111,9 @@ def bridge(
         digest.update(weight.detach().cpu().contiguous().numpy())
     tokenizer.add_bos_token = True  # else transformer-lens reads it anew from its folder
     tokenizer.init_kwargs |= {"add_bos_token": True, "name_or_path": tokenizer.name_or_path}
+    for part in hf_model.modules():
+        if isinstance(getattr(part, "act", None), tf.activations.NewGELUActivation):
+            part.act = torch.nn.GELU("tanh")  # the same function in a third of the time
     there = {"tokenizer": tokenizer, "device": device}
     model = TransformerBridge.boot_transformers(name, hf_model=hf_model.to(device), **there)
     model.enable_compatibility_mode()

@@ -151,7 +151,7 @@ class Scan:
         whole = self.whole or self
         return Scan(self.model, self.encoded, *(c[index] for c in columns), row, self.streams, cut, whole, before)
 
-    def walk(self, positions: int = 8192, edits: Edits | None = None) -> Iterator["Scan"]:
+    def walk(self, positions: int = 2048, edits: Edits | None = None) -> Iterator["Scan"]:
         """Stream the same stories through the model again, for what is not held."""
         yield from walk(self.model, self.encoded, positions, edits)
 
@@ -232,7 +232,7 @@ def _upward(batch: Scan, padded: Float[Tensor, "story pos d_model"], asked) -> F
 def walk(
     model: TransformerBridge,
     stories: Iterable[Story | EncodedStory],
-    positions: int = 8192,
+    positions: int = 2048,
     edits: Edits | None = None,
 ) -> Iterator[Scan]:
     """Stream stories (or stories that this model's tokenizer has encoded) through the model in batches of at most about
@@ -246,7 +246,7 @@ def walk(
 
 
 def batches(
-    model: TransformerBridge, stories: Iterable[Story | EncodedStory], positions: int = 8192
+    model: TransformerBridge, stories: Iterable[Story | EncodedStory], positions: int = 2048
 ) -> Iterator[tuple[Scan, Int[Tensor, "story pos"]]]:
     """The batches of `walk` before the model has read them, each with its padded tokens."""
     numbered = enumerate(stories)
@@ -277,9 +277,7 @@ def _encoded(model: TransformerBridge, story: Story | EncodedStory) -> EncodedSt
 HOLD = ("resid_mid", "mlp_post", "z")
 
 
-def scan(
-    model: TransformerBridge, stories: Iterable[Story], hold: Sequence[str] = HOLD, positions: int = 8192
-) -> Scan:
+def scan(model: TransformerBridge, stories: Iterable[Story], hold: Sequence[str] = HOLD) -> Scan:
     """All scored positions of some stories in one scan, the named columns of `Streams` held in memory.
 
     4 bytes a number: 1,024 neurons at 25,000 positions take 100 MB. What need not be held streams: `walk`.
@@ -288,7 +286,7 @@ def scan(
         explore.activations[:, 12].mean()
     """
     batches, held = [], {name: [] for name in (*hold, "final")[: len(hold) + bool(getattr(model, "above", []))]}
-    for batch in walk(model, stories, positions):
+    for batch in walk(model, stories):
         for name, parts in held.items():
             parts.append(batch.flat(getattr(batch.streams, name)))
         batches.append((batch.encoded, batch.story, batch.pos, batch.token, batch.target))

@@ -167,7 +167,7 @@ def feeders(
         fed = [{who: round(float(rise[k] / total[k]), 3) for who, rise in lift.items() if loud[:, k].any()}
                for k in range(len(parts))]  # fmt: skip
     sums = torch.zeros(len(parts), model.cfg.n_heads, model.cfg.d_vocab)
-    for batch, start in placed(scan, places.any(1), 2048):
+    for batch, start in placed(scan, places.any(1)):
         tokens = pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
         values = torch.einsum(
             "skhd,hdj->skhj", torch.ones_like(batch.streams.v[..., :1]) if heads else batch.streams.v, reading

@@ -27,13 +27,13 @@ Sources = (
 Change = Float[Tensor, "n head d_model"]
 
 
-def placed(scan: Scan, where: Where = None, positions: int = 8192) -> Iterator[tuple[Scan, int]]:
+def placed(scan: Scan, where: Where = None) -> Iterator[tuple[Scan, int]]:
     """A scan's stories streamed again in its order, each batch cut to the positions asked for, with the number of
     positions before the whole batch."""
     wanted, start = torch.zeros(len(scan.whole or scan), dtype=torch.bool), 0
     chosen = at_positions(scan, where)
     wanted[chosen if scan.whole is None else scan.chosen[chosen]] = True
-    for batch in scan.walk(positions):
+    for batch in scan.walk():
         here = wanted[start : start + len(batch)]
         if here.any():
             yield batch.at(here), start
@@ -45,7 +45,6 @@ def stream(
     scan: Scan,
     measure: Callable[[Scan], dict[str, Float[Tensor, "n *rest"]]],
     where: Where = None,
-    positions: int = 8192,
 ) -> dict[str, Float[Tensor, "n *rest"]]:
     """Columns measured batch by batch at the positions asked for, one row a position of `scan.at(where)`.
 
@@ -56,7 +55,7 @@ def stream(
     stream(confirm, measure, where=tagged("PROPN").comes_next)
     """
     columns: dict[str, list[Tensor]] = {}
-    batches = (batch for batch, _ in placed(scan, where, positions))
+    batches = (batch for batch, _ in placed(scan, where))
     if not at_positions(scan, where).any():
         batches = (batch.at(torch.arange(0)) for batch in islice(scan.walk(), 1))  # the columns, with no row
     for batch in batches:

@@ -52,7 +52,7 @@ def senders(scan: Scan, neuron: int, reach: int = 30, least: int = 10) -> pd.Dat
     """
     heads, vocabulary = scan.model.cfg.n_heads, scan.model.cfg.d_vocab
     sums, count = torch.zeros(vocabulary, heads), torch.zeros(vocabulary)
-    for batch in scan.walk(2048):
+    for batch in scan.walk():
         heard, size = sent_by(batch, neuron), batch.streams.pattern.shape[-1]
         back = batch.pos[:, None] - torch.arange(size)
         heard = heard * ((back > 0) & (back <= reach))[:, None]

@@ -57,7 +57,7 @@ def match_neurons(
         raise WorkbookError("These models read different tokens: give two models of one tokenizer.")
     count, sums, products = 0, [0.0, 0.0], [0.0] * 3  # one with the other, other with itself, one's squares
     stories = list(stories)
-    for batches in zip(walk(model, stories, 2048), walk(other, stories, 2048), strict=True):
+    for batches in zip(walk(model, stories), walk(other, stories), strict=True):
         both = zip(batches, bases, strict=True)
         one, two = (basis.activations(batch) if basis else batch.activations for batch, basis in both)
         count += len(one)

@@ -175,7 +175,7 @@ def _code(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) if text else -1
 
 
-def collect(model: TransformerBridge, stories: Iterable[Story], positions: int = 8192) -> NeuronStats:
+def collect(model: TransformerBridge, stories: Iterable[Story], positions: int = 2048) -> NeuronStats:
     """One streaming pass over stories; what a held scan has goes in with `NeuronStats.add`."""
     stats = NeuronStats(model.cfg.d_mlp)
     with torch.no_grad():

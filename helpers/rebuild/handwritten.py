@@ -82,7 +82,7 @@ def rung(
     """Every scored position of some stories: its story, next token, the n-grams' losses where they are stored, and `loss`;
     and the losses with some rules of a handwritten model switched off, by the names of `off`."""
     parts = []
-    for batch in walk(model, stories, 2048):
+    for batch in walk(model, stories):
         columns = {"story": batch.story, "target": batch.target, "loss": batch.losses} | ngram_columns(batch)
         if "trigram" in columns:
             columns[REMEMBERS] = with_memory(columns["trigram"], recalled(batch), MEMORY)

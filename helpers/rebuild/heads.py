@@ -48,7 +48,7 @@ class Lists:
         """Averages of the heads' attention over stories, in two passes."""
         heads, length = model.cfg.n_heads, model.cfg.n_ctx
         sums, count = torch.zeros(heads, length), torch.zeros(length)
-        for batch in walk(model, stories, 2048):
+        for batch in walk(model, stories):
             seen = _scored(batch)
             for d in range(seen.shape[1]):
                 along = batch.streams.pattern.diagonal(-d, 2, 3) * seen[:, None, d:]
@@ -56,7 +56,7 @@ class Lists:
                 count[d] += seen[:, d:].sum()
         plain = cls(sums / count.clamp(min=1), torch.ones(heads, model.cfg.d_vocab))
         real, meant = torch.zeros(2, heads, model.cfg.d_vocab)
-        for batch in walk(model, stories, 2048):
+        for batch in walk(model, stories):
             mask, tokens = _scored(batch)[:, None, :, None], padded_tokens(batch)
             for total, attention in ((real, batch.streams.pattern), (meant, plain.pattern(batch))):
                 total.index_add_(1, tokens.flatten(), (attention * mask).sum(2).transpose(0, 1).flatten(1))
@@ -94,7 +94,7 @@ def losses_by_heads(
     in `every` positions is scored. Values and outputs stay the heads' own.
     """
     story, losses = [], {name: [] for name in ("whole model", *ways)}
-    for whole in walk(model, stories, 2048):
+    for whole in walk(model, stories):
         batch = whole.at(torch.arange(0, len(whole), every))
         mid, z, v = batch.resid_mid, batch.z, batch.streams.v
         made = {p: torch.einsum("shqk,skhd->sqhd", p(batch), v) for p, _ in ways.values() if p is not None}
