@@ -106,8 +106,8 @@ async def execute_all(sources: list[Path], finished: Callable[[Path, dict], obje
             if not file.exists():
                 write_text(file, nbformat.writes(await _execute(path, limit, bar.update)))
         finished(path, nbformat.read(file, as_version=4))
-        expected, spent = left.pop(path), time.monotonic() - start
-        pace = spent / (planned - sum(left.values())) if planned > expected else 1 / at_once  # of this machine
+        done, spent = planned - sum(left.values()) + left.pop(path), time.monotonic() - start
+        pace = max(spent / done, 1 / at_once)  # as planned at least: short notebooks do not promise short ones
         more = f"about {duration(pace * sum(left.values()))} to go" if left else f"in {duration(spent)}"
         bar.write(f"{len(sources) - len(left)} of {len(sources)}: {path.name}; {more}")
 
