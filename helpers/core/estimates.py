@@ -5,7 +5,7 @@ import math
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 CLUSTERS = 1024  # stories are dealt to this many clusters; smaller corpora have one story a cluster
@@ -126,5 +126,5 @@ def jackknife(values: list[float], whole: float) -> Estimate:
     """95 % interval from values with one group left out each (Efron & Tibshirani, 1993), around the whole's value."""
     found = torch.tensor(values, dtype=torch.double)
     error = ((len(found) - 1) / len(found) * ((found - found.mean()) ** 2).sum()).sqrt().item()
-    reach = float(stats.t.ppf(0.975, len(found) - 1)) * error
+    reach = float(stdtrit(len(found) - 1, 0.975)) * error
     return Estimate(whole, whole - reach, whole + reach)

@@ -11,6 +11,7 @@ from torch import Tensor
 from helpers.core.estimates import Comparison, Estimate, compare, estimate
 from helpers.core.files import WorkbookError
 from helpers.core.logits import residual_losses
+from helpers.core.paths import mlp_write
 from helpers.core.scan import Scan, finish
 
 Kind = Literal["neuron", "head", "feature"]
@@ -89,7 +90,7 @@ def without(scan: Scan, parts: Parts, by: By = "mean") -> Float[Tensor, "n d_mod
         writes = parts.basis.writes if parts.basis else model.W_out[0]
         return scan.resid_post + change @ writes[chosen]
     mid = scan.resid_mid + torch.einsum("nhd,hdm->nm", change, model.W_O[0][chosen])
-    return mid + model.blocks[0].mlp(model.blocks[0].ln2(mid[None]))[0]
+    return mid + mlp_write(model, mid)
 
 
 def _instead(own: Float[Tensor, "n k *d"], parts: Parts, by: By) -> Float[Tensor, "n k *d"]:

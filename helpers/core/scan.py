@@ -246,12 +246,12 @@ def walk(
 
 
 def batches(
-    model: TransformerBridge, stories: Iterable[Story | EncodedStory], positions: int = 2048
+    model: TransformerBridge, stories: Iterable[Story | EncodedStory], positions: int = 2048, asked: Sequence = ()
 ) -> Iterator[tuple[Scan, Int[Tensor, "story pos"]]]:
-    """The batches of `walk` before the model has read them, each with its padded tokens."""
+    """The batches of `walk` before the model has read them, each with its padded tokens; only the stories `asked` for."""
     numbered = enumerate(stories)
     while pool := list(islice(numbered, POOL)):
-        encoded = [(i, _encoded(model, story)) for i, story in pool]
+        encoded = [(i, _encoded(model, story)) for i, story in pool if not asked or asked[i]]
         encoded.sort(key=lambda pair: len(pair[1].tokens))
         part: list[tuple[int, EncodedStory]] = []
         for pair in encoded:
@@ -259,7 +259,8 @@ def batches(
                 yield _batch(model, part)
                 part = []
             part.append(pair)
-        yield _batch(model, part)
+        if part:
+            yield _batch(model, part)
 
 
 def text_scan(model: TransformerBridge, stories: Iterable[Story]) -> Scan:
@@ -285,27 +286,20 @@ def scan(model: TransformerBridge, stories: Iterable[Story], hold: Sequence[str]
         explore = scan(load_model(), load_stories(split="explore"))
         explore.activations[:, 12].mean()
     """
-    batches, held = [], {name: [] for name in (*hold, "final")[: len(hold) + bool(getattr(model, "above", []))]}
-    for batch in walk(model, stories):
-        for name, parts in held.items():
-            parts.append(batch.flat(getattr(batch.streams, name)))
-        batches.append((batch.encoded, batch.story, batch.pos, batch.token, batch.target))
-    if not batches:
+    encoded = [_encoded(model, story) for story in stories]
+    if not encoded:
         raise WorkbookError("No story is left to scan: give more stories, or another split.")
-    encoded, *columns = zip(*batches, strict=True)
-    joined = {name: _joined(parts) for name, parts in held.items()}
-    return Scan(model, [e for part in encoded for e in part], *(torch.cat(c) for c in columns), held=joined)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts one after another, each let go of (the list is emptied) once it is copied: memory never holds all twice."""
-    whole, start = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:]), 0
-    parts.reverse()
-    while parts:
-        part = parts.pop()
-        whole[start : start + len(part)] = part
-        start += len(part)
-    return whole
+    columns, held, end = [], {}, 0
+    for batch in walk(model, encoded):
+        start, end = end, end + len(batch)
+        for name in (*hold, "final")[: len(hold) + bool(getattr(model, "above", []))]:
+            part = batch.flat(getattr(batch.streams, name))
+            if name not in held:  # the whole column at once: memory never holds anything twice
+                held[name] = part.new_empty(sum(len(one.tokens) - 1 for one in encoded), *part.shape[1:])
+            held[name][start:end] = part
+        columns.append((batch.encoded, batch.story, batch.pos, batch.token, batch.target))
+    encoded, *columns = zip(*columns, strict=True)
+    return Scan(model, [e for part in encoded for e in part], *map(torch.cat, columns), held=held)
 
 
 def _batch(

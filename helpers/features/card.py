@@ -167,13 +167,13 @@ def feeders(
         fed = [{who: round(float(rise[k] / total[k]), 3) for who, rise in lift.items() if loud[:, k].any()}
                for k in range(len(parts))]  # fmt: skip
     sums = torch.zeros(len(parts), model.cfg.n_heads, model.cfg.d_vocab)
-    for batch, start in placed(scan, places.any(1)):
+    for batch, numbers in placed(scan, places.any(1)):
         tokens = pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
         values = torch.einsum(
             "skhd,hdj->skhj", torch.ones_like(batch.streams.v[..., :1]) if heads else batch.streams.v, reading
         )
         values = values if heads else values - values.mean((0, 1))
-        chosen = places[start + batch.chosen]
+        chosen = places[numbers[batch.chosen]]
         for k in range(len(parts)):
             at = chosen[:, k].nonzero()[:, 0]
             row, pos = batch.row[at], batch.pos[at]

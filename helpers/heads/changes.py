@@ -6,8 +6,8 @@ that reads the stream, for the MLP alone, or for a few neurons. (TransformerLens
 head is given the output that it would have had.)
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.core.logits import layernorm_scale, residual_losses
 from helpers.core.parts import Where, at_positions
 from helpers.core.paths import head_writes, mlp_write
-from helpers.core.scan import Scan, finish, run_streams
+from helpers.core.scan import Scan, batches, finish, run_streams
 from helpers.core.words import Words
 
 Sources = (
@@ -27,17 +27,17 @@ Sources = (
 Change = Float[Tensor, "n head d_model"]
 
 
-def placed(scan: Scan, where: Where = None) -> Iterator[tuple[Scan, int]]:
-    """A scan's stories streamed again in its order, each batch cut to the positions asked for, with the number of
-    positions before the whole batch."""
-    wanted, start = torch.zeros(len(scan.whole or scan), dtype=torch.bool), 0
-    chosen = at_positions(scan, where)
+def placed(scan: Scan, where: Where = None) -> Iterator[tuple[Scan, Int[Tensor, " whole"]]]:
+    """A scan's stories with positions asked for (if none has, the first one), streamed again in its order, each batch cut to
+    these positions, with the numbers in the scan of all positions of the batch's stories."""
+    wanted, chosen = torch.zeros(len(scan.whole or scan), dtype=torch.bool), at_positions(scan, where)
     wanted[chosen if scan.whole is None else scan.chosen[chosen]] = True
-    for batch in scan.walk():
-        here = wanted[start : start + len(batch)]
-        if here.any():
-            yield batch.at(here), start
-        start += len(batch)
+    sizes = torch.tensor([len(story.tokens) - 1 for story in scan.encoded])
+    first, asked = sizes.cumsum(0) - sizes, [bool(part.any()) for part in wanted.split(sizes.tolist())]
+    asked[0] |= not any(asked)
+    for batch, tokens in batches(scan.model, scan.encoded, asked=asked):
+        numbers = first[batch.story] + batch.pos
+        yield dataclasses.replace(batch, streams=run_streams(scan.model, tokens)).at(wanted[numbers]), numbers
 
 
 @torch.inference_mode()
@@ -55,10 +55,7 @@ def stream(
     stream(confirm, measure, where=tagged("PROPN").comes_next)
     """
     columns: dict[str, list[Tensor]] = {}
-    batches = (batch for batch, _ in placed(scan, where))
-    if not at_positions(scan, where).any():
-        batches = (batch.at(torch.arange(0)) for batch in islice(scan.walk(), 1))  # the columns, with no row
-    for batch in batches:
+    for batch, _ in placed(scan, where):
         for name, values in measure(batch).items():
             columns.setdefault(name, []).append(values)
     return {name: torch.cat(parts) for name, parts in columns.items()}

@@ -78,7 +78,7 @@ def look(
         raise WorkbookError(f"No head {wrong[0]}: the model's heads are 0 to {scan.model.cfg.n_heads - 1}.")
     group, names = _groups(scan.whole or scan, by)
     total = torch.zeros(len(heads) + 1, len(names))
-    for batch, start in placed(scan, _state(where) if isinstance(where, str) else where):
+    for batch, numbers in placed(scan, _state(where) if isinstance(where, str) else where):
         pattern, full = batch.streams.pattern, batch.whole
         before = torch.arange(pattern.shape[-1]) <= batch.pos[:, None]
         weights = [pattern[batch.row, h, batch.pos][before] for h in heads]
@@ -88,7 +88,7 @@ def look(
             number = torch.bucketize(back, torch.tensor(DISTANCES), right=True) - 1
         else:
             keys = torch.zeros(len(pattern), pattern.shape[-1], dtype=torch.long)
-            keys[full.row, full.pos] = group[start : start + len(full)]
+            keys[full.row, full.pos] = group[numbers]
             number = keys[batch.row][before]
         total += torch.stack([torch.bincount(number, weight, len(names)) for weight in weights])
     columns = [*(f"head {h}" for h in heads), "even"]

@@ -1,5 +1,8 @@
 """Why heads look where they do: attention scores split into what distance and what words make of them (the QK circuit)."""
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,17 +28,21 @@ def token_and_position(
 @torch.inference_mode()
 def mean_token_side(scan: Scan) -> Float[Tensor, " d_model"]:
     """Mean of the token side over a scan: what all tokens have in common."""
-    total = sum(b.flat(token_and_position(b.model, b.streams)[0]).double().sum(0) for b in scan.walk())
-    return (total / len(scan.whole or scan)).float()
+    model, whole, total = scan.model, scan.whole or scan, 0
+    for token, pos in zip(whole.token.split(2048), whole.pos.split(2048), strict=True):
+        read = SimpleNamespace(token_embedding=model.W_E[token], position_embedding=model.W_pos[pos])
+        total += token_and_position(model, read)[0].double().sum(0)
+    return (total / len(whole)).float()
 
 
 def score_parts(
     model: TransformerBridge,
     sides: tuple[Float[Tensor, "story pos d_model"], Float[Tensor, "story pos d_model"]],
     mean_token: Float[Tensor, " d_model"],
+    names: Sequence[str] = PARTS,
 ) -> dict[str, Float[Tensor, "story head query key"]]:
-    """The four parts (PARTS, query side first) of every attention score, from `token_and_position`. They sum to the
-    score, unscaled as in GPT-Neo.
+    """The four parts (PARTS, query side first; or some) of every attention score, from `token_and_position`. They sum to
+    the score, unscaled as in GPT-Neo.
 
     What all tokens have in common (`mean_token`) and the biases are counted with the position, since they tell no two
     tokens apart.
@@ -45,7 +52,7 @@ def score_parts(
     key = {name: torch.einsum("spm,hme->sphe", side, model.W_K[0]) for name, side in named.items()}
     query["position"] = query["position"] + model.b_Q[0]
     key["position"] = key["position"] + model.b_K[0]
-    pairs = (name.split("–") for name in PARTS)
+    pairs = (name.split("–") for name in names)
     return {f"{a}–{b}": torch.einsum("sqhe,skhe->shqk", query[a], key[b]) for a, b in pairs}
 
 
@@ -68,12 +75,12 @@ def simpler_patterns(
     for row, encoded in enumerate(batch.encoded):
         order = torch.randperm(len(encoded.tokens) - 1, generator=generator) + 1
         dealt[row, 1 : len(encoded.tokens)] = token[row, order]
-    parts = score_parts(model, (token, position), mean_token)
-    distance = parts["position–position"]
-    elsewhere = score_parts(model, (dealt, position), mean_token)["token–token"]
+    meet, distance = score_parts(model, (token, position), mean_token, (PARTS[0], PARTS[3])).values()
+    elsewhere = score_parts(model, (dealt, position), mean_token, PARTS[:1])[PARTS[0]]
+    pattern = batch.streams.pattern
     return {
-        "every word alike": causal_softmax(torch.zeros_like(batch.streams.pattern)),
+        "every word alike": causal_softmax(torch.zeros(pattern.shape[2:])).expand_as(pattern),
         "how far back": causal_softmax(distance),
         "how far back, the words dealt anew": causal_softmax(distance + elsewhere),
-        "how far back, and which words meet": causal_softmax(distance + parts["token–token"]),
+        "how far back, and which words meet": causal_softmax(distance + meet),
     }

@@ -22,12 +22,13 @@ def read_directions(model: TransformerBridge, neurons: Int[Tensor, " k"]) -> Flo
 
 
 def through_neurons(
-    batch: Scan, change: Float[Tensor, "n d_model"], token: Int[Tensor, " n"]
+    batch: Scan, change: Float[Tensor, "n d_model"], token: Int[Tensor, " n"], other: Tensor | None = None
 ) -> Float[Tensor, "n neuron"]:
-    """What a change adds to the logit of one token a position, by way of each neuron that hears it."""
+    """What a change adds to the logit of one token a position (less another's), by way of each neuron that hears it."""
     model, every = batch.model, torch.arange(batch.model.cfg.d_mlp)
     gain = activations_at(model, batch.resid_mid + change, every) - batch.activations
-    aim = model.W_U.T[token] / layernorm_scale(model, batch.resid_post)
+    aim = model.W_U.T[token] - (0 if other is None else model.W_U.T[other])
+    aim = aim / layernorm_scale(model, batch.resid_post)
     write = model.W_out[0] - model.W_out[0].mean(1, keepdim=True)
     return gain * (aim @ write.T)
 

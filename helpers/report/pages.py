@@ -25,6 +25,7 @@ from helpers.report.site import findings_body, library_body, notebook_body, read
 from helpers.report.tidy import tidy
 
 AT_ONCE = 2  # notebooks that run at the same time, with one thread each
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": f"{2**25}", "MALLOC_TRIM_THRESHOLD_": f"{2**27}"}  # tensors go back at once
 DEFAULT = {"model": "embedded", "stories": "the project's stories"}
 
 
@@ -51,7 +52,7 @@ async def _execute(path: Path, timeout: int, done: Callable[[], object]) -> nbfo
     client.on_cell_error = lambda cell_index, **_: ended.append(cell_index)
     start, ended = time.monotonic(), []
     try:
-        await client.async_execute(env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"})
+        await client.async_execute(env=os.environ | {"OMP_NUM_THREADS": "1"} | MEMORY)
     except CellTimeoutError:
         what = f"{path.name}: a cell took more than {duration(timeout)}, far longer than expected"
         raise WorkbookError(f"{what}: TINYSTORIES_COUNT=24 takes fewer stories.") from None
