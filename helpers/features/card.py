@@ -107,7 +107,8 @@ def cards(scan: Scan, parts: Parts, test: Scan | None = None, rules: Sequence[Ru
 def activity(scan: Scan, parts: Parts) -> Float[Tensor, "n k"]:
     """How much each part does at every position: its activation; of a head, how far its write is from its mean."""
     if parts.kind == "head":
-        return head_writes(scan.model, scan.z - scan.z.mean(0))[:, parts.index].norm(dim=-1)
+        own = (scan.z - scan.z.mean(0))[:, parts.index]
+        return torch.einsum("nhd,hdm->nhm", own, scan.model.W_O[0][parts.index]).norm(dim=-1)
     if not parts.basis:
         return scan.activations[:, parts.index]
     return parts.basis.activations(scan, parts.index)

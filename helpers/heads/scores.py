@@ -77,9 +77,8 @@ def simpler_patterns(
         dealt[row, 1 : len(encoded.tokens)] = token[row, order]
     meet, distance = score_parts(model, (token, position), mean_token, (PARTS[0], PARTS[3])).values()
     elsewhere = score_parts(model, (dealt, position), mean_token, PARTS[:1])[PARTS[0]]
-    pattern = batch.streams.pattern
     return {
-        "every word alike": causal_softmax(torch.zeros(pattern.shape[2:])).expand_as(pattern),
+        "every word alike": causal_softmax(torch.zeros(distance.shape[2:])).expand_as(distance),
         "how far back": causal_softmax(distance),
         "how far back, the words dealt anew": causal_softmax(distance + elsewhere),
         "how far back, and which words meet": causal_softmax(distance + meet),
