@@ -24,7 +24,7 @@ def main(folder: str) -> dict:
     cuts = list(product(range(model.cfg.n_heads), range(model.cfg.n_heads), "QKV"))
     edits = cut_paths(model, cuts, held[0].z.mean(0))
     cut = torch.cat([batch.losses for batch in walk(upper, held[1].encoded, edits=edits)])
-    matched = match_neurons(lower, upper, stories, turns=1)
+    matched = match_neurons(*held, turns=1)
     every = [*(part.score for part in found), cut, matched.excess, *(score for score, _ in scores.values())]
     return {
         "finite": all(bool(column.isfinite().all()) for column in every),

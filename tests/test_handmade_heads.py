@@ -51,14 +51,6 @@ def test_two_lists_are_an_attention_pattern(batch):
 def test_lists_have_no_more_of_a_word_than_its_distance_says_where_heads_look_at_all_words_alike(model, half):
     lists = Lists.of(model, half[:4])
     assert lists.by_distance.shape == (model.cfg.n_heads, model.cfg.n_ctx) and lists.by_distance[:, 0].max() <= 1
-    plain = lists.without_words()
-    assert torch.equal(plain.by_distance, lists.by_distance) and (plain.by_word == 1).all()
-
-
-def test_moved_on_gives_every_head_anothers_pattern(batch):
-    moved, heads = made.moved_on(own)(batch), own(batch).shape[1]
-    for h in range(heads):
-        assert torch.equal(moved[:, (h + heads // 2) % heads], own(batch)[:, h])
 
 
 # in the model's place

@@ -73,6 +73,7 @@ class Scan:
     held: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
     whole: "Scan | None" = dataclasses.field(default=None, repr=False)  # where `at` took this scan from
     chosen: Int[Tensor, " n"] | None = dataclasses.field(default=None, repr=False)  # which of its positions
+    kept: list["Scan"] = dataclasses.field(default_factory=list, repr=False)  # its batches, for `walk`
 
     def __len__(self) -> int:
         return len(self.target)
@@ -107,7 +108,9 @@ class Scan:
     @functools.cached_property
     def resid_post(self) -> Float[Tensor, "n d_model"]:
         """The residual stream after the layer: in a model of one, before the final LayerNorm."""
-        return self.resid_mid + self.activations @ self.model.W_out[0] + self.model.b_out[0]
+        if self.streams is None:
+            return self.resid_mid + self.activations @ self.model.W_out[0] + self.model.b_out[0]
+        return self.resid_mid + self.column("mlp_out")
 
     @property
     def above(self) -> list:
@@ -149,11 +152,14 @@ class Scan:
         row = None if self.row is None else self.row[index]
         before = index if self.whole is None else self.chosen[index]
         whole = self.whole or self
-        return Scan(self.model, self.encoded, *(c[index] for c in columns), row, self.streams, cut, whole, before)
+        some = Scan(self.model, self.encoded, *(c[index] for c in columns), row, self.streams, cut, whole, before)
+        if "losses" in self.__dict__:  # measured already
+            some.__dict__["losses"] = self.losses[index]
+        return some
 
     def walk(self, positions: int = 2048, edits: Edits | None = None) -> Iterator["Scan"]:
-        """Stream the same stories through the model again, for what is not held."""
-        yield from walk(self.model, self.encoded, positions, edits)
+        """Stream the same stories through the model again, for what is not held (or give the batches that are kept)."""
+        yield from walk(self.model, self.encoded, positions, edits) if edits or not self.kept else self.kept
 
     def next_tags(self, kind: str, names: list[str]) -> Int[Tensor, " n"]:
         """Number in `names` of each next token's tag (`universal` or `penn`), or -1."""
@@ -278,10 +284,13 @@ def _encoded(model: TransformerBridge, story: Story | EncodedStory) -> EncodedSt
 HOLD = ("resid_mid", "mlp_post", "z")
 
 
-def scan(model: TransformerBridge, stories: Iterable[Story], hold: Sequence[str] = HOLD) -> Scan:
+def scan(
+    model: TransformerBridge, stories: Iterable[Story], hold: Sequence[str] = HOLD, keep: bool = False
+) -> Scan:
     """All scored positions of some stories in one scan, the named columns of `Streams` held in memory.
 
-    4 bytes a number: 1,024 neurons at 25,000 positions take 100 MB. What need not be held streams: `walk`.
+    4 bytes a number: 1,024 neurons at 25,000 positions take 100 MB. What need not be held streams: `walk`. `keep`: for
+    many walks over few stories, the batches too, with all of their streams (20 kB a position).
 
         explore = scan(load_model(), load_stories(split="explore"))
         explore.activations[:, 12].mean()
@@ -289,9 +298,11 @@ def scan(model: TransformerBridge, stories: Iterable[Story], hold: Sequence[str]
     encoded = [_encoded(model, story) for story in stories]
     if not encoded:
         raise WorkbookError("No story is left to scan: give more stories, or another split.")
-    columns, held, end = [], {}, 0
+    columns, held, kept, end = [], {}, [], 0
     for batch in walk(model, encoded):
         start, end = end, end + len(batch)
+        if keep:
+            kept.append(dataclasses.replace(batch, story=batch.row + sum(len(part[0]) for part in columns)))
         for name in (*hold, "final")[: len(hold) + bool(getattr(model, "above", []))]:
             part = batch.flat(getattr(batch.streams, name))
             if name not in held:  # the whole column at once: memory never holds anything twice
@@ -299,7 +310,7 @@ def scan(model: TransformerBridge, stories: Iterable[Story], hold: Sequence[str]
             held[name][start:end] = part
         columns.append((batch.encoded, batch.story, batch.pos, batch.token, batch.target))
     encoded, *columns = zip(*columns, strict=True)
-    return Scan(model, [e for part in encoded for e in part], *map(torch.cat, columns), held=held)
+    return Scan(model, [e for part in encoded for e in part], *map(torch.cat, columns), held=held, kept=kept)
 
 
 def _batch(

@@ -168,6 +168,7 @@ def feeders(
         fed = [{who: round(float(rise[k] / total[k]), 3) for who, rise in lift.items() if loud[:, k].any()}
                for k in range(len(parts))]  # fmt: skip
     sums = torch.zeros(len(parts), model.cfg.n_heads, model.cfg.d_vocab)
+    shelf = torch.arange(model.cfg.n_heads)[:, None] * model.cfg.d_vocab
     for batch, numbers in placed(scan, places.any(1)):
         tokens = pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
         values = torch.einsum(
@@ -179,8 +180,7 @@ def feeders(
             at = chosen[:, k].nonzero()[:, 0]
             row, pos = batch.row[at], batch.pos[at]
             sent = batch.streams.pattern[row, :, pos] * values[row, :, :, k].transpose(1, 2)
-            for h in range(model.cfg.n_heads):
-                sums[k, h].index_add_(0, tokens[row].flatten(), sent[:, h].flatten())
+            sums[k].view(-1).index_add_(0, (tokens[row][:, None] + shelf).flatten(), sent.flatten())
     decode = lambda t: scan.model.tokenizer.decode([t]).strip() or "⏎"  # noqa: E731
     top = [{f"head {h}": list(dict.fromkeys(map(decode, sums[k, h].topk(4).indices.tolist())))
             for h in range(model.cfg.n_heads) if (h == parts[k] if heads else fed[k].get(f"head {h}", 0) >= 0.05)}
@@ -218,8 +218,12 @@ def loses(scan: Scan, parts: Parts, k: int, fires: Bool[Tensor, " n"]) -> tuple[
             own, other = (
                 change[:, None] * row for row in (own, other / other.norm().clamp(min=1e-9) * own.norm())
             )
-        finals = (hear(here, gone) if parts.kind == "head" else here.resid_post + gone for gone in (own, other))
+        asked = (
+            (own, other) if where is fires else (own,) if own.any() else ()
+        )  # a feature is 0 where it is silent
+        finals = (hear(here, gone) if parts.kind == "head" else here.resid_post + gone for gone in asked)
         lost = [residual_losses(scan.model, final, here.target) - here.losses for final in finals]
+        lost = lost or [torch.zeros(len(here))]
         sides.append((lost, here.story))
     (lost, story), (rest, others) = sides
     return compare(lost[0], {"as strong a write of another part": lost[1]}, story), estimate(rest[0], others)

@@ -35,9 +35,10 @@ def placed(scan: Scan, where: Where = None) -> Iterator[tuple[Scan, Int[Tensor, 
     sizes = torch.tensor([len(story.tokens) - 1 for story in scan.encoded])
     first, asked = sizes.cumsum(0) - sizes, [bool(part.any()) for part in wanted.split(sizes.tolist())]
     asked[0] |= not any(asked)
-    for batch, tokens in batches(scan.model, scan.encoded, asked=asked):
-        numbers = first[batch.story] + batch.pos
-        yield dataclasses.replace(batch, streams=run_streams(scan.model, tokens)).at(wanted[numbers]), numbers
+    kept = [(batch, None) for batch in (scan.whole or scan).kept]
+    for batch, tokens in kept or batches(scan.model, scan.encoded, asked=asked):
+        numbers, streams = first[batch.story] + batch.pos, batch.streams or run_streams(scan.model, tokens)
+        yield dataclasses.replace(batch, streams=streams).at(wanted[numbers]), numbers
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ Source: A Mathematical Framework for Transformer Circuits (Elhage et al., 2021) 
 Interpretability in the Wild (Wang et al., 2022), with a head's mean write in the place of its write.
 """
 
+import functools
 from typing import Literal
 
 import torch
@@ -74,13 +75,12 @@ def cut_paths(
     lower, every = Layer(model, 0), torch.arange(model.cfg.d_mlp)
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str):
-        def kept(value: Tensor) -> Tensor:
-            seen[name] = value
-            return value
+    def keep(value: Tensor, name: str) -> Tensor:
+        seen[name] = value
+        heard.cache_clear()
+        return value
 
-        return kept
-
+    @functools.cache
     def heard(senders: frozenset[int]) -> Float[Tensor, "story pos d_model"]:
         """What the second layer's heads read, without these senders; the modules' own hooks are left alone."""
         stream = seen["stream"]
@@ -106,5 +106,5 @@ def cut_paths(
 
     places = {"z": "attn.hook_z", "mid": "hook_resid_mid", "post": "mlp.hook_post"}
     places = {name: f"blocks.0.{place}" for name, place in places.items()} | {"stream": "blocks.1.hook_in"}
-    edits = {place: keep(name) for name, place in places.items()}
+    edits = {place: functools.partial(keep, name=name) for name, place in places.items()}
     return edits | {f"blocks.1.attn.hook_{side.lower()}": cut(side) for side in {s for *_, s in cuts}}

@@ -78,16 +78,20 @@ def rung(
     stories: Iterable[Story],
     written: Written | None = None,
     off: dict[str, list[str]] | None = None,
+    every: int = 1,
 ) -> dict[str, Tensor]:
     """Every scored position of some stories: its story, next token, the n-grams' losses where they are stored, and `loss`;
-    and the losses with some rules of a handwritten model switched off, by the names of `off`."""
+    and the losses with some rules of a handwritten model switched off, by the names of `off` (at one position in `every`
+    of a batch; nan at the others)."""
     parts = []
     for batch in walk(model, stories):
         columns = {"story": batch.story, "target": batch.target, "loss": batch.losses} | ngram_columns(batch)
         if "trigram" in columns:
             columns[REMEMBERS] = with_memory(columns["trigram"], recalled(batch), MEMORY)
+        some = batch.at(torch.arange(0, len(batch), every))
         for name, rules in (off or {}).items():
-            columns[name] = residual_losses(model, without_rules(batch, written, rules), batch.target)
+            columns[name] = torch.full_like(batch.losses, torch.nan)
+            columns[name][::every] = residual_losses(model, without_rules(some, written, rules), some.target)
         parts.append(columns)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.core.logits import residual_losses
+from helpers.core.paths import mlp_write
 from helpers.core.scan import Scan, walk
 from helpers.core.stories import Story
+from helpers.heads.changes import pattern_outputs
 
 PRIOR = 1.0  # attention (in whole positions) that a word has to gather before it moves its ratio
 Pattern = Float[Tensor, "story head query key"]
@@ -30,10 +32,6 @@ class Lists:
 
     by_distance: Float[Tensor, "head distance"]
     by_word: Float[Tensor, "head v"]
-
-    def without_words(self) -> "Lists":
-        """How far back, and nothing else."""
-        return Lists(self.by_distance, torch.ones_like(self.by_word))
 
     def pattern(self, batch: Scan) -> Pattern:
         """The attention that the lists prescribe, rows summing to one."""
@@ -70,16 +68,6 @@ def _scored(batch: Scan) -> Float[Tensor, "story pos"]:
     return mask
 
 
-def even(batch: Scan) -> Pattern:
-    """All positions so far alike: the pattern that knows nothing."""
-    return (weight := torch.ones_like(batch.streams.pattern).tril()) / weight.sum(-1, keepdim=True)
-
-
-def moved_on(patterns: Patterns) -> Patterns:
-    """The same patterns, each in another head: half the heads further on."""
-    return lambda batch: (made := patterns(batch)).roll(max(1, made.shape[1] // 2), 1)
-
-
 @torch.inference_mode()
 def losses_by_heads(
     model: TransformerBridge,
@@ -96,12 +84,14 @@ def losses_by_heads(
     story, losses = [], {name: [] for name in ("whole model", *ways)}
     for whole in walk(model, stories):
         batch = whole.at(torch.arange(0, len(whole), every))
-        mid, z, v = batch.resid_mid, batch.z, batch.streams.v
-        made = {p: torch.einsum("shqk,skhd->sqhd", p(batch), v) for p, _ in ways.values() if p is not None}
+        mid, z = batch.resid_mid, batch.z
+        made = {
+            p: pattern_outputs(p(batch), batch.streams.v)
+            for p in {patterns for patterns, _ in ways.values()} - {None}
+        }
         story.append(batch.story)
         for name, (patterns, heads) in {"whole model": (None, []), **ways}.items():
             new = means.expand_as(z) if patterns is None else batch.flat(made[patterns])
             stream = mid + torch.einsum("nhd,hdm->nm", (new - z)[:, heads], model.W_O[0][heads])
-            write = model.blocks[0].mlp(model.blocks[0].ln2(stream[None]))[0]
-            losses[name].append(residual_losses(model, stream + write, batch.target))
+            losses[name].append(residual_losses(model, stream + mlp_write(model, stream), batch.target))
     return torch.cat(story), {name: torch.cat(parts) for name, parts in losses.items()}

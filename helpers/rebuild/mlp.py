@@ -33,11 +33,14 @@ def came_and_expected(
     """How often each token comes next in each group of positions, and how often the scanned model expects it there (or
     would, with another final stream)."""
     came, hoped = torch.zeros(2, groups.shape[1], scan.model.cfg.d_vocab)
-    stream = scan.resid_post if stream is None else stream
-    for logits, target, group in logits_in_chunks(scan.model, stream, scan.target, groups):
-        members = group.T.float().to_sparse()  # most rules hold at few places
-        came.index_put_((members.indices()[0], target[members.indices()[1]]), members.values(), accumulate=True)
-        hoped += members @ logits.softmax(-1)
+    stream, place = scan.resid_post if stream is None else stream, torch.arange(len(groups))
+    where, group = groups.nonzero(as_tuple=True)  # most rules hold at few places
+    size = groups[where, group].float()
+    came.index_put_((group, scan.target[where]), size, accumulate=True)
+    for logits, here in logits_in_chunks(scan.model, stream, place):
+        some = slice(*torch.searchsorted(where, here[[0, -1]] + torch.tensor([0, 1])).tolist())
+        cells = torch.stack([group[some], where[some] - here[0]])
+        hoped.addmm_(torch.sparse_coo_tensor(cells, size[some], (len(hoped), len(here))), logits.softmax(-1))
     return came, hoped
 
 
