@@ -210,29 +210,28 @@ def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edit
 
 
 def finish(batch: Scan, residual: Float[Tensor, "n d_model"], chosen: Tensor | slice = slice(None)) -> Tensor:
-    """The final stream, at the `chosen` positions, if the layer of a batch (or of a whole held scan) left these streams
-    at its positions (at all others of a batch, what it left)."""
+    """The final stream, at the `chosen` positions, if the layer left these streams at a scan's positions (at all others of
+    its stories, what it left)."""
     if not batch.above:
         return residual[chosen]
-    if batch.streams is None:
-        sizes = torch.unique_consecutive(batch.story, return_counts=True)[1].tolist()
-        asked, done = torch.zeros(len(residual), dtype=torch.bool), []
-        asked[chosen] = True
-        for some in (slice(i, i + 8) for i in range(0, len(sizes), 8)):
-            both = (x.split(sizes)[some] for x in (residual, asked))
-            done.append(_upward(batch, *(torch.nn.utils.rnn.pad_sequence(x, batch_first=True) for x in both)))
-        return torch.cat(done)[(asked.cumsum(0) - 1)[chosen]]
-    padded = batch.streams.resid_post.clone()
-    padded[batch.row, batch.pos] = residual
-    return _upward(batch, padded, (batch.row, batch.pos))[chosen]
-
-
-def _upward(batch: Scan, padded: Float[Tensor, "story pos d_model"], asked) -> Float[Tensor, "k d_model"]:
-    for block in batch.above[:-1]:
-        padded = block(padded)[0]  # the other is its attention pattern
-    last = batch.above[-1]  # its neurons are asked only where it matters
-    mid = (padded + last.attn(last.ln1(padded))[0])[asked]
-    return mid + last.mlp(last.ln2(mid[None]))[0]
+    whole, place, model = batch.whole or batch, torch.arange(len(batch.whole or batch)), batch.model.whole
+    if batch.whole is not None:
+        place, residual = batch.chosen, whole.resid_post.index_copy(0, batch.chosen, residual)
+    sizes = torch.unique_consecutive(whole.story, return_counts=True)[1].tolist()
+    for block in batch.above[:-1]:  # the other is its attention pattern
+        residual = torch.cat([block(story[None])[0][0] for story in residual.split(sizes)])
+    last, asked = batch.above[-1], torch.zeros(len(whole), dtype=torch.bool)  # asked only where it matters
+    asked[place[chosen]] = True
+    read, sees, fetched = last.ln1(residual[None])[0], last.attn.original_component.bias[0, 0].bool(), []
+    sides = (torch.einsum("nm,hmd->hnd", x, getattr(model, f"W_{s}")[-1]) + getattr(model, f"b_{s}")[-1][:, None]
+             for x, s in ((read[asked], "Q"), (read, "K"), (read, "V")))  # fmt: skip
+    few = [int(part.sum()) for part in asked.split(sizes)]
+    q, k, v = (side.split(size, 1) for side, size in zip(sides, (few, sizes, sizes), strict=True))
+    for one, keys, values, pos in zip(q, k, v, whole.pos[asked].split(few), strict=True):
+        score = (one @ keys.mT).masked_fill(~sees[pos, : keys.shape[1]], -torch.inf)
+        fetched.append(score.softmax(-1) @ values)
+    mid = torch.einsum("hnd,hdm->nm", torch.cat(fetched, 1), model.W_O[-1]) + model.b_O[-1] + residual[asked]
+    return (mid + last.mlp(last.ln2(mid[None]))[0])[(asked.cumsum(0) - 1)[place[chosen]]]
 
 
 def walk(

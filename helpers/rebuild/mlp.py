@@ -40,7 +40,8 @@ def came_and_expected(
     for logits, here in logits_in_chunks(scan.model, stream, place):
         some = slice(*torch.searchsorted(where, here[[0, -1]] + torch.tensor([0, 1])).tolist())
         cells = torch.stack([group[some], where[some] - here[0]])
-        hoped.addmm_(torch.sparse_coo_tensor(cells, size[some], (len(hoped), len(here))), logits.softmax(-1))
+        members = torch.sparse_coo_tensor(cells, size[some], (len(hoped), len(here)), check_invariants=False)
+        hoped.addmm_(members, logits.softmax(-1))
     return came, hoped
 
 
