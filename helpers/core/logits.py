@@ -19,7 +19,7 @@ def layernorm_scale(model: TransformerBridge, residual: Float[Tensor, "*n d_mode
 
 
 def logits_in_chunks(
-    model: TransformerBridge, residual: Float[Tensor, "n d_model"], *columns: Tensor, chunk_bytes: int = 2**24
+    model: TransformerBridge, residual: Float[Tensor, "n d_model"], *columns: Tensor, chunk_bytes: int = 2**22
 ) -> Iterator[tuple[Float[Tensor, "k vocabulary"], ...]]:
     """The logits of final residual streams, and the same rows of any other columns, `chunk_bytes` of logits at a time."""
     chunk = max(1, chunk_bytes // (4 * model.cfg.d_vocab))
@@ -32,7 +32,7 @@ def residual_losses(
     model: TransformerBridge,
     residual: Float[Tensor, "n d_model"],
     target: Int[Tensor, " n"],
-    chunk_bytes: int = 2**24,
+    chunk_bytes: int = 2**22,
 ) -> Float[Tensor, " n"]:
     """Next-token loss in nats of final residual streams."""
     parts = logits_in_chunks(model, residual, target, chunk_bytes=chunk_bytes)

@@ -58,7 +58,7 @@ def _effects(
     scan: Scan, means: Float[Tensor, " neuron"] | None, small_variance: float
 ) -> Iterable[Float[Tensor, "k neuron"]]:
     """`single_effects`, chunk by chunk."""
-    means, chunk = scan.means if means is None else means, max(16, min(1024, 2**24 // scan.model.cfg.d_vocab))
+    means, chunk = scan.means if means is None else means, max(16, min(512, 2**24 // scan.model.cfg.d_vocab))
     one_layer(scan.model)  # a layer above would hear of it
     table = _Writes(scan.model)
     columns = (column.split(chunk) for column in (scan.resid_post, scan.activations, scan.target))

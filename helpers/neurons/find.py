@@ -119,7 +119,7 @@ def matched_sets(scan: Scan, parts: Parts, alike: Alike = "size", count: int = 1
     Raises:
         WorkbookError: the neurons were not found by that half.
     """
-    size = scan.activations.abs().mean(0)
+    size = sum(part.abs().sum(0) for part in scan.activations.split(1024)) / len(scan)
     features = torch.stack([scan.model.W_out[0].norm(dim=1), size], 1).clamp(min=1e-9).log()
     usable, pool = torch.ones(len(features), dtype=torch.bool), 20
     if alike != "size":
