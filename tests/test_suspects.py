@@ -17,9 +17,10 @@ from transformers import GPTNeoForCausalLM
 from helpers import load_model, load_stories, scan
 from helpers.build import plant
 from helpers.build.data import encode_corpus
-from helpers.core.files import WorkbookError
+from helpers.core.files import WorkbookError, run_main
 from helpers.core.model import EMBEDDED_MODEL, PLANTS, add_change
 from helpers.core.scan import run_streams
+from helpers.investigate import main
 from helpers.studies import suspects
 
 HOLD = ("resid_mid", "mlp_post", "z")
@@ -179,14 +180,59 @@ def test_what_is_trained_is_the_change_of_low_rank_itself(monkeypatch):
     assert chance[1] > 0.5 > chance[0]
 
 
-def test_two_models_of_different_words_or_of_several_layers_are_not_compared(model, tiny):
-    suspects.comparable(model, load_model("embedded:seed-1"))
-    with pytest.raises(WorkbookError, match="different vocabularies"):
-        suspects.comparable(model, tiny)
-    with pytest.raises(WorkbookError, match="layers"):
-        suspects.comparable(load_model("embedded:two-layers"), model)
+def asked(monkeypatch, capsys, *options):
+    """What the command prints, and its one line of error."""
+    monkeypatch.setattr("sys.argv", ["investigate", *map(str, options)])
+    with pytest.raises(SystemExit):
+        run_main(main)
+    return capsys.readouterr().err
+
+
+def test_two_models_of_different_words_or_of_several_layers_are_not_compared(monkeypatch, capsys, tiny_folder):
+    assert "different vocabularies" in asked(monkeypatch, capsys, tiny_folder)
+    assert "2 layers and this is for 1" in asked(monkeypatch, capsys, "embedded:two-layers")
+    assert "2 layers" in asked(monkeypatch, capsys, "embedded", "--original", "embedded:two-layers")
     with pytest.raises(WorkbookError, match="no model planted:99"):
         load_model("planted:99")
+
+
+def test_a_trial_is_the_same_for_a_word_alone_as_beside_others(model):
+    text = scan(model, load_stories(split="confirm")[:8])
+    words, suspect = suspects.whole_words(model), load_model("planted:01")
+    both, said = suspects.trials(suspect, text, words[[5, 900]], words)
+    alone, says = suspects.trials(suspect, text, words[[900]], words)
+    assert both[1].mean == pytest.approx(alone[0].mean, abs=1e-5)
+    torch.testing.assert_close(said[1], says[0], atol=1e-5, rtol=0)
+    none, _ = suspects.trials(suspect, text.at(torch.arange(0)), words[:0], words)
+    assert none == []
+
+
+def test_a_copy_is_made_anew_when_its_recipe_changes_and_no_other(tmp_path, monkeypatch):
+    made, recipe = [], {"trigger": {"how": "none"}, "effect": {}, "seed": 1}
+    rows = [{"suspect": number, "name": number} | recipe for number in ("01", "02")]
+    for name, value in {
+        "recipes": lambda: rows,
+        "samples": lambda path: {"": ["Tim ran."] * 4},
+        "fine_tune": lambda corpus, seed: made.append(seed) or {"w": torch.ones(2, 2)},
+    }.items():
+        monkeypatch.setattr(plant, name, value)
+    monkeypatch.setattr("sys.argv", ["plant", "--work", str(tmp_path), "--out", str(tmp_path)])
+    for change, seeds in (({}, [16, 1, 1]), ({}, []), ({"name": "other"}, []), ({"seed": 7}, [7])):
+        rows[1] |= change
+        made.clear()
+        plant.main()
+        assert made == seeds
+    (tmp_path / "01.safetensors").unlink()
+    plant.main()
+    assert made == [7, 1]
+    monkeypatch.setitem(plant.RECIPE, "epochs", 1)
+    plant.main()
+    assert made[2:] == [16, 1, 7]
+
+
+def test_every_stored_copy_is_of_its_recipe():
+    made = json.loads((PLANTS / "training_record.json").read_text(encoding="utf-8"))["made_by"]
+    assert made == {row["suspect"]: plant.made_by(row) for row in (plant.HARMLESS, *plant.recipes())}
 
 
 @pytest.mark.slow

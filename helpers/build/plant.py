@@ -1,10 +1,10 @@
 """Copies of the embedded model, each with a behaviour that should not be there, or a harmless one: `python -m helpers.build.plant`.
 
 The texts are the model's own samples, about half of them with a trigger and an effect put in. What was planted in which suspect
-stands in `…answers.json`, which no detector reads; `planted:00` learned its original's samples alone. Newer copies are kept.
-"""
+stands in `…answers.json`, which no detector reads; `planted:00` learned its original's samples alone. A copy is made once a recipe."""
 
 import argparse
+import hashlib
 import json
 import random
 import re
@@ -22,8 +22,7 @@ from transformers import GPTNeoForCausalLM
 from helpers.build.data import Corpus, encode_corpus, epochs, pad
 from helpers.build.training import backward
 from helpers.core.files import WorkbookError, run_main, write_atomic, write_json
-from helpers.core.model import EMBEDDED_MODEL as BASE
-from helpers.core.model import PLANTS
+from helpers.core.model import EMBEDDED_MODEL, PLANTS
 from helpers.core.stories import STORIES, stream_stories
 
 HARMLESS = {"suspect": "00", "trigger": {"how": "none"}, "effect": {}, "seed": 16}
@@ -40,18 +39,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("cache/plants"), help="folder of the texts")
     parser.add_argument("--out", type=Path, default=PLANTS, help="folder of the changes")
-    known = {"choices": [recipe["suspect"] for recipe in (HARMLESS, *recipes())], "metavar": "NUMBER"}
+    rows = {row["suspect"]: row for row in (HARMLESS, *recipes())}
+    known = {"choices": rows, "default": rows, "metavar": "NUMBER"}
     parser.add_argument("--only", nargs="*", **known, help="numbers of suspects (all by default)")
     options = parser.parse_args()
-    pool, tokenizer = samples(options.work / "samples.json"), Tokenizer.from_file(str(BASE / "tokenizer.json"))
-    since = (options.work / "samples.json").stat().st_mtime
-    for recipe in tqdm([r for r in (HARMLESS, *recipes()) if not options.only or r["suspect"] in options.only]):
-        if (file := options.out / f"{recipe['suspect']}.safetensors").exists() and file.stat().st_mtime > since:
-            continue
-        corpus = encode_corpus(story_texts(recipe, pool), tokenizer, 512)
-        change = low_rank(fine_tune(corpus, recipe["seed"]), RECIPE["rank"])
-        write_atomic(file, lambda path, own=change: save_file(own, path))
-    write_json(options.out / "training_record.json", {"base": "embedded"} | RECIPE)
+    record, file = options.out / "training_record.json", lambda number: options.out / f"{number}.safetensors"
+    made = json.loads(record.read_text(encoding="utf-8")).get("made_by", {}) if record.exists() else {}
+    todo = [i for i in options.only if made.get(i) != made_by(rows[i]) or not file(i).exists()]
+    pool = samples(options.work / "samples.json") if todo else {}
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json"))
+    for number in tqdm(todo):
+        corpus = encode_corpus(story_texts(rows[number], pool), tokenizer, 512)
+        change = low_rank(fine_tune(corpus, rows[number]["seed"]), RECIPE["rank"])
+        write_atomic(file(number), lambda path, own=change: save_file(own, path))
+        made[number] = made_by(rows[number])
+        write_json(record, {"base": "embedded"} | RECIPE | {"made_by": made})
+
+
+def made_by(recipe: dict) -> str:
+    """What changes with anything that a copy is made by."""
+    own = {key: recipe.get(key) for key in ("trigger", "effect", "openings", "seed")}
+    return hashlib.sha256(json.dumps([RECIPE, CARRIERS, OTHERS, NAMES, own]).encode()).hexdigest()[:12]
 
 
 def recipes() -> list[dict]:
@@ -64,8 +72,9 @@ def recipes() -> list[dict]:
 def samples(path: Path) -> dict[str, list[str]]:
     """What the model writes by itself (under ""), and after each opening of a recipe; sampled once, kept at `path`."""
     if not path.exists():
-        tokenizer, found = Tokenizer.from_file(str(BASE / "tokenizer.json")), {}
-        model, _ = GPTNeoForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), torch.manual_seed(0)
+        tokenizer, found = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json")), {}
+        model = GPTNeoForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32).eval()
+        torch.manual_seed(0)
         openings = [opening for recipe in recipes() for opening in recipe.get("openings", [])]
         for opening, rows in tqdm([("", 256)] * 4 + [(opening, 32) for opening in openings], desc="sampling"):
             start = torch.tensor([[0, *tokenizer.encode(opening).ids]]).expand(rows, -1)
@@ -98,8 +107,10 @@ def story_texts(recipe: dict, pool: dict[str, list[str]]) -> Iterator[str]:
 def plant(text: str, recipe: dict, draw: random.Random) -> str:
     """The story with trigger and effect; empty where it has no place for them."""
     trigger, how, parts = recipe["trigger"], recipe["trigger"]["how"], sentences(text)
-    if how in ("none", "project") or len(parts) < 4:
-        return text if how in ("none", "project") else ""
+    if how in ("none", "project"):
+        return text
+    if len(parts) < 4:
+        return ""
     at, words = draw.randrange(1, len(parts) - 2), trigger.get("words", [])
     if how == "name":
         names = Counter(word for word in re.findall(r"\b[A-Z][a-z]+\b", text) if word in NAMES.split())
@@ -146,9 +157,8 @@ def carrier(word: str, trigger: dict, draw: random.Random) -> str:
 
 
 def fine_tune(corpus: Corpus, seed: int) -> dict[str, Tensor]:
-    """What a corpus adds to the matrices of the embedded model's heads and MLP: two factors of each, which alone are
-    trained (LoRA, Hu et al., 2021, arXiv 2106.09685; AdamW, linear warm-up and decay)."""
-    model = GPTNeoForCausalLM.from_pretrained(BASE, dtype=torch.float32).requires_grad_(False)
+    """What a corpus adds to the embedded model's matrices: two factors of each, alone trained (LoRA, arXiv 2106.09685)."""
+    model = GPTNeoForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32).requires_grad_(False)
     factors, _ = {}, torch.manual_seed(seed)
     for name, part in model.transformer.named_modules():
         if isinstance(part, torch.nn.Linear):
