@@ -30,10 +30,8 @@ def strongest_rival(
 ) -> Int[Tensor, " n"]:
     """The likeliest token at each position that spells another word than the one that came (`word`: the number of each
     token's word, the same for " she" and "She"), with another `final` stream if one is given."""
-    found = []
-    for logits, target in logits_in_chunks(
-        batch.model, batch.resid_post if final is None else final, batch.target
-    ):
+    found, final = [], batch.resid_post if final is None else final
+    for logits, target in logits_in_chunks(batch.model, final, batch.target):
         first = logits.topk(8).indices
         found.append(first.gather(1, (word[first] != word[target][:, None]).float().argmax(1, keepdim=True))[:, 0])
     return torch.cat(found)
@@ -75,7 +73,7 @@ def attribution(
     f, centred = dictionary.encode(read), (writes - writes.mean(-1, keepdim=True)) / scale[:, None]
     onward = (f > 0) * (aim @ dictionary.W_dec.T)
     table = torch.zeros(len(batch), FAR + 2, len(dictionary) + 2)
-    table[..., :-2] = centred @ dictionary.W_enc * onward[:, None]
+    table[..., :-2] = (centred @ dictionary.W_enc).mul_(onward[:, None])
     table[:, -1, :-2] += dictionary.b_enc * onward
     straight = writes if dictionary.W_skip is None else writes + centred @ dictionary.W_skip.T
     table[..., -1] = (straight * aim[:, None]).sum(-1)
@@ -95,13 +93,13 @@ def mechanisms(
     *unexplained*. A feature's constant is shared out among the words that turned it on, in proportion.
     """
     total, straight = table[..., :-2].sum(1), table[..., -1]
-    fed = (table[:, :-1, :-2] * total.sign()[:, None]).clamp(min=0)
-    fed = fed / fed.sum(1, keepdim=True).clamp(min=1e-9) * total[:, None]
+    fed = (table[:, :-1, :-2] * total.sign()[:, None]).clamp_(min=0)
+    part = total / fed.sum(1).clamp_(min=1e-9)
+    same, last, known = fed[:, SAME] * part, fed[:, NEAR] * part, (group >= 0).nonzero()[:, 0]
     found = torch.zeros(len(table), len(MECHANISMS))
-    for number in group[group >= 0].unique().tolist():
-        found[:, number] = (total - fed[:, SAME])[:, group == number].sum(1)
-    found[:, BROUGHT] += fed[:, SAME].sum(1) + straight[:, SAME]
-    near = fed[:, NEAR, group < 0].sum(1) + straight[:, NEAR]
+    found.index_add_(1, group[known], (total - same)[:, known])
+    found[:, BROUGHT] += same.sum(1) + straight[:, SAME]
+    near = last[:, group < 0].sum(1) + straight[:, NEAR]
     found[:, LAST] += torch.where(spells, 0, near)
     found[:, SPELLING] += torch.where(spells, near, 0)
     found[:, HABIT] = straight[:, -1]

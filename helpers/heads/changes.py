@@ -27,7 +27,7 @@ Sources = (
 Change = Float[Tensor, "n head d_model"]
 
 
-def placed(scan: Scan, where: Where = None) -> Iterator[tuple[Scan, Int[Tensor, " whole"]]]:
+def placed(scan: Scan, where: Where = None, positions: int = 2048) -> Iterator[tuple[Scan, Int[Tensor, " whole"]]]:
     """A scan's stories with positions asked for (if none has, the first one), streamed again in its order, each batch cut to
     these positions, with the numbers in the scan of all positions of the batch's stories."""
     wanted, chosen = torch.zeros(len(scan.whole or scan), dtype=torch.bool), at_positions(scan, where)
@@ -36,7 +36,7 @@ def placed(scan: Scan, where: Where = None) -> Iterator[tuple[Scan, Int[Tensor, 
     first, asked = sizes.cumsum(0) - sizes, [bool(part.any()) for part in wanted.split(sizes.tolist())]
     asked[0] |= not any(asked)
     kept = [(batch, None) for batch in (scan.whole or scan).kept]
-    for batch, tokens in kept or batches(scan.model, scan.encoded, asked=asked):
+    for batch, tokens in kept or batches(scan.model, scan.encoded, positions, asked=asked):
         numbers, streams = first[batch.story] + batch.pos, batch.streams or run_streams(scan.model, tokens)
         yield dataclasses.replace(batch, streams=streams).at(wanted[numbers]), numbers
 
@@ -46,6 +46,7 @@ def stream(
     scan: Scan,
     measure: Callable[[Scan], dict[str, Float[Tensor, "n *rest"]]],
     where: Where = None,
+    positions: int = 2048,
 ) -> dict[str, Float[Tensor, "n *rest"]]:
     """Columns measured batch by batch at the positions asked for, one row a position of `scan.at(where)`.
 
@@ -56,7 +57,7 @@ def stream(
     stream(confirm, measure, where=tagged("PROPN").comes_next)
     """
     columns: dict[str, list[Tensor]] = {}
-    for batch, _ in placed(scan, where):
+    for batch, _ in placed(scan, where, positions):
         for name, values in measure(batch).items():
             columns.setdefault(name, []).append(values)
     return {name: torch.cat(parts) for name, parts in columns.items()}
@@ -93,9 +94,10 @@ def hidden(batch: Scan, sources: Sources, means: Float[Tensor, "head d_head"]) -
 
 def exchanged(batch: Scan, swap: Int[Tensor, " vocabulary"]) -> Change:
     """The change when tokens are exchanged everywhere in the text (`swap[token]` stands in a token's place)."""
-    tokens = pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
-    other = run_streams(batch.model, swap[tokens])
-    return head_writes(batch.model, batch.flat(other.z) - batch.z)
+    rows, at = torch.cat([batch.row.new_zeros(1), batch.row]).unique(return_inverse=True)
+    tokens = pad_sequence([batch.encoded[row].tokens for row in rows], batch_first=True)
+    other = run_streams(batch.model, swap[tokens])  # of the stories that are asked about
+    return head_writes(batch.model, other.z[at[1:], batch.pos] - batch.z)
 
 
 def relooked(batch: Scan, pattern: Float[Tensor, "story head query key"]) -> Change:
