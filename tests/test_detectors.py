@@ -15,7 +15,8 @@ from helpers.core.larger import FILE, HOW, larger_folder, load_larger
 from helpers.core.model import EMBEDDED_MODEL
 from helpers.core.parts import Parts
 from helpers.core.scan import batches, text_scan
-from helpers.detectors.survey import LOOKS, SHIFT, looks, survey, trunk, without, writing
+from helpers.detectors.survey import LOOKS, SHIFT, looks, survey, trunk, without
+from helpers.neurons.writes import group_effect
 from helpers.report.pages import execute
 
 LAYERS, HEADS, WIDTH, POSITIONS = 3, 4, 96, 600
@@ -144,7 +145,8 @@ def test_a_planted_neuron_is_found_by_what_it_hears_and_says(model, text, seen):
     tokens = torch.zeros(model.cfg.d_vocab, 1, dtype=torch.bool)
     tokens[dog] = True
     kept = (torch.bincount(text.target, minlength=model.cfg.d_vocab) > 0) | tokens[:, 0]
-    said = writing(model, tokens, kept)[..., 0]
+    writes = [block.mlp.W_out @ model.W_U[:, kept] for block in model.blocks]
+    said = torch.stack([group_effect(write, tokens[kept].float())[:, 0] for write in writes])
     both = (seen.reading[..., 0] * said).flatten()
     assert divmod(int(both.argmax()), WIDTH) == PLANTED
     assert seen.reading[(*PLANTED, 0)] > 2 and said[PLANTED] > 2
@@ -157,7 +159,7 @@ def test_a_planted_neuron_is_found_by_what_it_hears_and_says(model, text, seen):
 ])  # fmt: skip
 def test_parts_taken_away_are_at_their_means_in_an_honest_pass(model, text, kind, at, width, parts):
     means = torch.randn(LAYERS * width, *([model.cfg.d_head] if kind == "head" else []))
-    tokens = next(batches(model, text.encoded[:2]))[1]
+    tokens = text.encoded[0].tokens
 
     def put(value, hook):
         value = value.clone()
@@ -167,12 +169,15 @@ def test_parts_taken_away_are_at_their_means_in_an_honest_pass(model, text, kind
         return value
 
     given = Parts("these", kind, torch.tensor(parts), means=means)
-    plain, gone, same = without(model, tokens, [given, given])
+    other = Parts("another", kind, torch.tensor(parts[:1]), means=means)
+    plain, both, same = without(model, tokens, [(other, given), (given,)])
     with torch.inference_mode():
-        honest = trunk(model, tokens, [(f"blocks.{i}.{at}", put) for i in range(LAYERS)])
-        again = trunk(model, tokens, [])
-    torch.testing.assert_close(gone, honest)
-    assert torch.equal(plain, again) and torch.equal(gone, same) and not torch.allclose(gone, plain, atol=1e-3)
+        honest = trunk(model, tokens[None], [(f"blocks.{i}.{at}", put) for i in range(LAYERS)])
+        again = trunk(model, tokens[None], [])
+    torch.testing.assert_close(both[1:], honest)
+    torch.testing.assert_close(both[1:], same)
+    assert torch.equal(plain, again) and not torch.allclose(same, plain, atol=1e-3)
+    assert torch.allclose(both[0], both[1], atol=1e-3) == (len(parts) == 1)
 
 
 @pytest.mark.slow

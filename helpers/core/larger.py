@@ -1,13 +1,15 @@
 """Models of other families than GPT-Neo, and larger ones, to try on them what was learned of the small one."""
 
+import functools
 import os
 from pathlib import Path
 
+import gguf
 import torch
 import transformers as tf
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.core.files import ROOT, WorkbookError, absolute
+from helpers.core.files import ROOT, WorkbookError, absolute, release
 from helpers.core.model import EMBEDDED_MODEL, bridge
 from helpers.core.stories import END_OF_TEXT
 
@@ -16,6 +18,8 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HOW = "python -m helpers.build.larger fetches SmolLM2-135M, TINYSTORIES_LARGER names another model"
 FLOAT = {"dtype": torch.float32, "attn_implementation": "eager"}
 SMALL = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+# transformers parses a packed file at each of its looks and lists its tensors' names 400 times: once is enough
+gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, (gguf.GGUFReader, gguf.get_tensor_name_map))
 
 
 def larger_folder() -> Path:
@@ -53,4 +57,9 @@ def load_larger(name: str = LARGER) -> TransformerBridge:
     if END_OF_TEXT in tokenizer.get_vocab():
         # what parts texts: an instructed model's own mark opens a turn of talk
         tokenizer.bos_token = END_OF_TEXT
-    return bridge(model, tokenizer, name)
+    model = bridge(model, tokenizer, name)
+    for block in model.blocks:  # all positions see the first one: rows without any key need not be looked for
+        block.attn.compatibility_mode = False
+    gguf.GGUFReader.cache_clear()
+    release()  # weights as they were before the normalisation was folded in
+    return model

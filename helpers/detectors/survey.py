@@ -15,7 +15,6 @@ from helpers.core.parts import Parts
 from helpers.core.scan import Scan, batches
 from helpers.core.stories import EncodedStory
 from helpers.heads.sources import KINDS, story_sources
-from helpers.neurons.writes import group_effect
 
 FETCHED = {"names": "name", "closing quotes": "closing quote", "repeated nouns": "repeated noun", "he or she": "pronoun"}  # fmt: skip
 LOOKS = ("the token before", "what came next last time", *FETCHED)  # what a head can look at
@@ -57,7 +56,7 @@ def looks(encoded: EncodedStory) -> Bool[Tensor, "look query key"]:
 
 
 @torch.inference_mode()
-def survey(model: TransformerBridge, text: Scan, marks: Bool[Tensor, "n column"], positions: int = 2048) -> Survey:
+def survey(model: TransformerBridge, text: Scan, marks: Bool[Tensor, "n column"], positions: int = 512) -> Survey:
     """Read the stories of a `text_scan` once. Source of the votes: notebook 01 (neurons vote against what stands there)."""
     layers, heads, width = model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_mlp
     inside, moments = torch.zeros(layers, width, marks.shape[1]), torch.zeros(layers, width, 2)
@@ -70,8 +69,7 @@ def survey(model: TransformerBridge, text: Scan, marks: Bool[Tensor, "n column"]
         own = value[batch.row, batch.pos]
         inside[layer] += own.T @ columns
         moments[layer] += torch.stack([own.sum(0), own.square().sum(0)], 1)
-        a = own[::EVERY]
-        vote = directions @ writes[layer].T
+        a, vote = own[::EVERY], directions @ writes[layer].T
         other = vote[torch.randperm(len(vote), generator=generator)]
         terms = (a, a.square(), vote, vote.square(), a * vote, a * other, torch.ones_like(a))
         pairs[layer] += torch.stack([term.sum(0) for term in terms], 1)
@@ -91,15 +89,13 @@ def survey(model: TransformerBridge, text: Scan, marks: Bool[Tensor, "n column"]
         directions = directions - directions.mean(0)
         wanted = torch.zeros(len(LOOKS), *tokens.shape, tokens.shape[1])
         for row, encoded in enumerate(batch.encoded):
-            length = len(encoded.tokens)
-            wanted[:, row, :length, :length] = looks(encoded).float()
+            wanted[:, row, : len(encoded.tokens), : len(encoded.tokens)] = looks(encoded).float()
         places += wanted.any(-1).sum((1, 2))
         shifted = torch.nn.functional.pad(wanted, (0, SHIFT))[..., SHIFT:]
         start, begun = start + len(batch), time.perf_counter()
         trunk(model, tokens, hooks)
         taken += time.perf_counter() - begun
-    count, here = len(text), marks.sum(0).clamp(min=1)
-    total = moments[..., 0]
+    count, here, total = len(text), marks.sum(0).clamp(min=1), moments[..., 0]
     deviations = (moments[..., 1] / count - (total / count).square()).clamp(min=0).sqrt()
     outside = (total[..., None] - inside) / (count - here).clamp(min=1)
     reading = (inside / here - outside) / deviations.clamp(min=1e-6)[..., None] * marks.any(0)
@@ -110,9 +106,7 @@ def survey(model: TransformerBridge, text: Scan, marks: Bool[Tensor, "n column"]
     return Survey(reading, total / count, deviations, votes, seen, places.long(), outputs, count / taken)
 
 
-def trunk(
-    model: TransformerBridge, tokens: Int[Tensor, "story pos"], hooks: list
-) -> Float[Tensor, "story pos d_model"]:
+def trunk(model: TransformerBridge, tokens: Int[Tensor, "story pos"], hooks: list) -> Float[Tensor, "story pos d"]:
     """What the unembedding reads of a batch: the last layer's stream after the final normalisation."""
     with model.hooks(fwd_hooks=hooks):
         return model.original_model.base_model(tokens, use_cache=False)[0]
@@ -120,35 +114,32 @@ def trunk(
 
 @torch.inference_mode()
 def without(
-    model: TransformerBridge, tokens: Int[Tensor, "story pos"], sets: Sequence[Parts]
-) -> Iterator[Float[Tensor, "story pos d_model"]]:
-    """`trunk` as it is, then with each set of neurons or heads (numbered through all layers) at its means. The layers
-    below a set are not run again: they return what they did."""
+    model: TransformerBridge, tokens: Int[Tensor, " pos"], groups: Sequence[Sequence[Parts]]
+) -> Iterator[Float[Tensor, "set pos d_model"]]:
+    """`trunk` of a story as it is, then for each group of sets of neurons or heads (numbered through all layers) with each
+    set at its means. The layers below a group are not run again: they return what they did."""
     passed, sizes = [], {"neuron": ("mlp.hook_post", model.cfg.d_mlp), "head": ("attn.hook_z", model.cfg.n_heads)}
     watched = [block.register_forward_hook(lambda *call: passed.append(call[-1])) for block in model.blocks]
-    yield trunk(model, tokens, [])
+    yield trunk(model, tokens[None], [])
     for watch in watched:
         watch.remove()
-    for means, (at, width), index in ((parts.means, sizes[parts.kind], parts.index) for parts in sets):
 
-        def put(own: Tensor, value: Tensor, hook, means: Tensor = means, width: int = width) -> None:
-            value[:, :, own % width] = means[own]
+    def put(value: Tensor, hook, row: int, parts: Parts, layer: int, width: int) -> None:
+        own = parts.index[parts.index // width == layer]
+        value[row, :, own % width] = parts.means[own]
 
-        own = {i: functools.partial(put, index[index // width == i]) for i in (index // width).tolist()}
-        lower = [vars(block) for block in model.blocks[: min(own)]]
+    for group in groups:
+        hooks, rows = {}, len(group)
+        for row, (parts, (at, width)) in enumerate((parts, sizes[parts.kind]) for parts in group):
+            for i in (parts.index // width).tolist():
+                edit = functools.partial(put, row=row, parts=parts, layer=i, width=width)
+                hooks[i, row] = f"blocks.{i}.{at}", edit
+        lower = [vars(block) for block in model.blocks[: min(hooks)[0]]]
         for block, out in zip(lower, passed, strict=False):
-            block["forward"] = lambda *_, out=out, **__: out  # set as an attribute, a bridge would hand it on
-        final = trunk(model, tokens, [(f"blocks.{i}.{at}", edit) for i, edit in own.items()])
+            same = (out if isinstance(out, Tensor) else out[0]).expand(rows, -1, -1)
+            same = same if isinstance(out, Tensor) else (same, *out[1:])
+            block["forward"] = lambda *_, same=same, **__: same  # set as an attribute, a bridge would hand it on
+        final = trunk(model, tokens.expand(rows, -1), list(hooks.values()))
         for block in lower:
             del block["forward"]
         yield final
-
-
-@torch.inference_mode()
-def writing(
-    model: TransformerBridge, tokens: Bool[Tensor, "vocabulary column"], kept: Bool[Tensor, " vocabulary"]
-) -> Float[Tensor, "layer neuron column"]:
-    """How much more every neuron's write raises a column's tokens than all other kept tokens, in standard deviations over
-    these: the layers above are passed over, so of low layers it says little."""
-    unembedding, kinds = model.W_U[:, kept], tokens[kept].float()
-    return torch.stack([group_effect(block.mlp.W_out @ unembedding, kinds) for block in model.blocks])
