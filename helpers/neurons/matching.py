@@ -60,6 +60,7 @@ def match_neurons(
     x, y = x - x.mean(0), y - y.mean(0)
     size = lambda variance: variance.clamp(min=1e-12).sqrt()  # noqa: E731
     cross, spread = x.T @ y / len(x) / size(x.square().mean(0))[:, None], y.T @ y / len(y)
+    del x, y  # large
     turned = _turned(len(spread), turns)
     rotated = [(cross @ t / size((t * (spread @ t)).sum(0))).amax(1) for t in turned]
     return Matched(cross / size(spread.diagonal()), torch.stack(rotated).mean(0))
