@@ -29,14 +29,13 @@ def logits_in_chunks(
 
 @torch.inference_mode()
 def residual_losses(
-    model: TransformerBridge,
-    residual: Float[Tensor, "n d_model"],
-    target: Int[Tensor, " n"],
-    chunk_bytes: int = 2**22,
+    model: TransformerBridge, residual: Float[Tensor, "n d_model"], target: Int[Tensor, " n"], size: int = 2**22
 ) -> Float[Tensor, " n"]:
-    """Next-token loss in nats of final residual streams."""
-    parts = logits_in_chunks(model, residual, target, chunk_bytes=chunk_bytes)
-    return torch.cat([F.cross_entropy(logits, aims, reduction="none") for logits, aims in parts])
+    """Next-token loss in nats of final residual streams, `size` bytes of logits at a time."""
+    losses = residual.new_empty(len(residual))  # small ones kept one by one would leave holes in memory
+    for logits, aims, into in logits_in_chunks(model, residual, target, losses, chunk_bytes=size):
+        into[:] = F.cross_entropy(logits, aims, reduction="none")
+    return losses
 
 
 def path_logits(

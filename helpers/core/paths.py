@@ -36,7 +36,10 @@ def paths(model: TransformerBridge, streams: Streams) -> dict[str, Float[Tensor,
 @torch.inference_mode()
 def mlp_write(model: TransformerBridge, resid_mid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
     """The MLP's write, given the residual stream that it reads, so many positions at a time that memory stays small."""
-    return torch.cat([model.blocks[0].mlp(model.blocks[0].ln2(part[None]))[0] for part in resid_mid.split(1024)])
+    write = torch.empty_like(resid_mid)
+    for part, into in zip(resid_mid.split(1024), write.split(1024), strict=True):
+        into[:] = model.blocks[0].mlp(model.blocks[0].ln2(part[None]))[0]
+    return write
 
 
 @torch.inference_mode()

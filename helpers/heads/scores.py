@@ -1,6 +1,5 @@
 """Why heads look where they do: attention scores split into what distance and what words make of them (the QK circuit)."""
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
@@ -39,7 +38,7 @@ def score_parts(
     model: TransformerBridge,
     sides: tuple[Float[Tensor, "story pos d_model"], Float[Tensor, "story pos d_model"]],
     mean_token: Float[Tensor, " d_model"],
-    names: Sequence[str] = PARTS,
+    names: tuple[str, ...] = PARTS,
 ) -> dict[str, Float[Tensor, "story head query key"]]:
     """The four parts (PARTS, query side first; or some) of every attention score, from `token_and_position`. They sum to
     the score, unscaled as in GPT-Neo.
