@@ -28,9 +28,8 @@ def through_neurons(
     model, every = batch.model, torch.arange(batch.model.cfg.d_mlp)
     gain = activations_at(model, batch.resid_mid + change, every) - batch.activations
     aim = model.W_U.T[token] - (0 if other is None else model.W_U.T[other])
-    aim = aim / layernorm_scale(model, batch.resid_post)
     write = model.W_out[0] - model.W_out[0].mean(1, keepdim=True)
-    return gain * (aim @ write.T)
+    return gain * (aim / layernorm_scale(model, batch.resid_post) @ write.T)
 
 
 def sent_by(batch: Scan, neuron: int) -> Float[Tensor, "n head key"]:
