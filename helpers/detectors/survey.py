@@ -114,10 +114,10 @@ def trunk(model: TransformerBridge, tokens: Int[Tensor, "story pos"], hooks: lis
 
 @torch.inference_mode()
 def without(
-    model: TransformerBridge, tokens: Int[Tensor, " pos"], groups: Sequence[Sequence[Parts]]
+    model: TransformerBridge, tokens: Int[Tensor, " pos"], groups: Sequence[tuple[Sequence[Parts], int]]
 ) -> Iterator[Float[Tensor, "set pos d_model"]]:
-    """`trunk` of a story as it is, then for each group of sets of neurons or heads (numbered through all layers) with each
-    set at its means. The layers below a group are not run again: they return what they did."""
+    """`trunk` of a story as it is, then of its first tokens for each group of sets of neurons or heads (numbered through all
+    layers), each set at its means; with a group goes how many. The layers below it are not run again: they return what they did."""
     passed, sizes = [], {"neuron": ("mlp.hook_post", model.cfg.d_mlp), "head": ("attn.hook_z", model.cfg.n_heads)}
     watched = [block.register_forward_hook(lambda *call: passed.append(call[-1])) for block in model.blocks]
     yield trunk(model, tokens[None], [])
@@ -128,7 +128,7 @@ def without(
         own = parts.index[parts.index // width == layer]
         value[row, :, own % width] = parts.means[own]
 
-    for group in groups:
+    for group, length in groups:
         hooks, rows = {}, len(group)
         for row, (parts, (at, width)) in enumerate((parts, sizes[parts.kind]) for parts in group):
             for i in (parts.index // width).tolist():
@@ -136,10 +136,10 @@ def without(
                 hooks[i, row] = f"blocks.{i}.{at}", edit
         lower = [vars(block) for block in model.blocks[: min(hooks)[0]]]
         for block, out in zip(lower, passed, strict=False):
-            same = (out if isinstance(out, Tensor) else out[0]).expand(rows, -1, -1)
+            same = (out if isinstance(out, Tensor) else out[0])[:, :length].expand(rows, -1, -1)
             same = same if isinstance(out, Tensor) else (same, *out[1:])
             block["forward"] = lambda *_, same=same, **__: same  # set as an attribute, a bridge would hand it on
-        final = trunk(model, tokens.expand(rows, -1), list(hooks.values()))
+        final = trunk(model, tokens[:length].expand(rows, -1), list(hooks.values()))
         for block in lower:
             del block["forward"]
         yield final
