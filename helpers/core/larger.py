@@ -3,6 +3,7 @@
 import functools
 import os
 from pathlib import Path
+from unittest import mock
 
 import gguf
 import torch
@@ -18,8 +19,6 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HOW = "python -m helpers.build.larger fetches SmolLM2-135M, TINYSTORIES_LARGER names another model"
 FLOAT = {"dtype": torch.float32, "attn_implementation": "eager"}
 SMALL = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
-# transformers parses a packed file at each of its looks and lists its tensors' names 400 times: once is enough
-gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, (gguf.GGUFReader, gguf.get_tensor_name_map))
 
 
 def larger_folder() -> Path:
@@ -41,16 +40,11 @@ def load_larger(name: str = LARGER) -> TransformerBridge:
     place, own = (larger_folder(), {"gguf_file": FILE}) if source == LARGER else (source, {})
     if source == LARGER and not (place / FILE).is_file():
         raise WorkbookError(f"SmolLM2-135M is not here: {HOW}.")
+    # transformers parses a packed file at each of its looks and lists its tensors' names 400 times: here it does once
+    once = {part: functools.cache(getattr(gguf, part)) for part in ("GGUFReader", "get_tensor_name_map")}
     try:
-        tokenizer = tf.AutoTokenizer.from_pretrained(EMBEDDED_MODEL if source == "small" else place, **own)
-        if not name.startswith("random:"):
-            model = tf.AutoModelForCausalLM.from_pretrained(place, **own, **FLOAT)
-        else:
-            small = tf.LlamaConfig(vocab_size=len(tokenizer), intermediate_size=192, **SMALL)
-            config = small if source == "small" else tf.AutoConfig.from_pretrained(place, **own)
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                model = tf.AutoModelForCausalLM.from_config(config, **FLOAT)
+        with mock.patch.multiple(gguf, **once):
+            model, tokenizer = _read(name, source, place, own)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).partition("\n")[0][:90]
         raise WorkbookError(f"{source} cannot be read ({type(error).__name__}: {reason}): {HOW}.") from None
@@ -60,6 +54,18 @@ def load_larger(name: str = LARGER) -> TransformerBridge:
     model = bridge(model, tokenizer, name)
     for block in model.blocks:  # all positions see the first one: rows without any key need not be looked for
         block.attn.compatibility_mode = False
-    gguf.GGUFReader.cache_clear()
     release()  # weights as they were before the normalisation was folded in
     return model
+
+
+def _read(
+    name: str, source: str, place: Path | str, own: dict
+) -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerBase]:
+    tokenizer = tf.AutoTokenizer.from_pretrained(EMBEDDED_MODEL if source == "small" else place, **own)
+    if not name.startswith("random:"):
+        return tf.AutoModelForCausalLM.from_pretrained(place, **own, **FLOAT), tokenizer
+    small = tf.LlamaConfig(vocab_size=len(tokenizer), intermediate_size=192, **SMALL)
+    config = small if source == "small" else tf.AutoConfig.from_pretrained(place, **own)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return tf.AutoModelForCausalLM.from_config(config, **FLOAT), tokenizer
