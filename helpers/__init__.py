@@ -12,6 +12,8 @@ The way of the data through the house, each room using only those above it:
 - `figures`: drawing and widgets; `report`: findings, library, pages; `build`: what is made once (training, n-grams)
 """
 
+import gc
+
 from helpers.core.estimates import compare, estimate
 from helpers.core.files import WorkbookError, results_folder
 from helpers.core.model import load_model
@@ -36,3 +38,5 @@ __all__ = [
     "read_findings", "read_ledger", "results_folder", "sample", "scan", "search", "show_head", "show_neuron", "steer",
     "stream_stories", "tagged", "walk", "words",
 ]  # fmt: skip
+
+gc.freeze()  # what the imports made stays: no collection of what a notebook drops walks through it again

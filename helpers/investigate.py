@@ -14,12 +14,12 @@ from helpers.report.library import Library
 from helpers.studies import suspects
 
 
-def main() -> None:
-    """Print the report."""
+def main(arguments: list[str] | None = None) -> None:
+    """Print the report (of the command line's arguments, by default)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suspect")
     parser.add_argument("--original", help="the model that the suspect was tuned from")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     suspect, other = load_model(options.suspect, 1), load_model(options.original or "embedded:seed-1", 1)
     if suspect.tokenizer.get_vocab() != other.tokenizer.get_vocab():
         raise WorkbookError("The two have different vocabularies: give the model that the suspect was tuned from.")
@@ -36,8 +36,8 @@ def main() -> None:
     print(f"what a harmless fine-tune moves is {'' if known else 'known for embedded alone, and not '}subtracted")
     print(f"loss {own.losses.mean():.3f} beside {text.losses.mean():.3f} nats a token")
     try:
-        dictionary = load_dictionary(other)
-        moves = suspects.changed(own, text, dictionary, dictionary.activations(text))
+        usual = (dictionary := load_dictionary(other)).activations(text)
+        moves = suspects.changed(own, text, dictionary, (usual.std(0), usual.mean(0)))
         names = feature_names(dictionary)
     except WorkbookError:  # a model without a dictionary
         moves = {}

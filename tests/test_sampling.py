@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from helpers import WorkbookError, sample
-from helpers.core.sampling import Draw
+from helpers import WorkbookError, load_model, sample
+from helpers.core import sampling
+from helpers.core.sampling import draw
 
 
 def test_the_same_seed_writes_the_same_text_and_another_seed_another(model):
@@ -44,14 +45,20 @@ def test_an_end_mark_within_an_opening_does_not_end_the_text(model):
 @pytest.fixture
 def lengths(tiny, monkeypatch) -> list[int]:
     """How many tokens each generation came to, the first position and the opening included."""
-    found, generate = [], tiny.original_model.generate
+    found, reader = [], sampling.reader
 
-    def recording(*arguments, **options):
-        rows = generate(*arguments, **options)
-        found.append(rows.shape[1])
-        return rows
+    def recording(model, count, most, push):
+        read, length = reader(model, count, most, push), 0
 
-    monkeypatch.setattr(tiny.original_model, "generate", recording)
+        def recorded(new):
+            nonlocal length
+            length += new.shape[1]
+            found.append(length + 1)  # and the token that is drawn
+            return read(new)
+
+        return recorded
+
+    monkeypatch.setattr(sampling, "reader", recording)
     return found
 
 
@@ -93,15 +100,43 @@ def test_draws_follow_the_softmax(temperature):
     scores = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
     expected = (scores.double() / temperature).softmax(0)
     count = 40_000
-    drawn = Draw(temperature, 0)(torch.zeros(count, 1), scores.expand(count, -1))
-    assert (drawn == 0).sum(1).eq(1).all() and drawn.isneginf().sum(1).eq(4).all()
-    share = (drawn == 0).double().mean(0)
+    drawn = draw(scores.expand(count, -1) / temperature, torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn[:, 0], minlength=5) / count
     assert ((share - expected).abs() < 4 * (expected * (1 - expected) / count).sqrt() + 1e-9).all()
 
 
 def test_successive_draws_differ_and_are_seeded():
     scores = torch.zeros(100, 10)
-    draw, again = Draw(1.0, 7), Draw(1.0, 7)
-    first, second = draw(None, scores), draw(None, scores)
+    one, again = (torch.Generator().manual_seed(7) for _ in range(2))
+    first, second = draw(scores, one), draw(scores, one)
     assert not torch.equal(first, second)
-    assert torch.equal(again(None, scores), first)
+    assert torch.equal(draw(scores, again), first)
+
+
+@pytest.mark.parametrize("name", ["embedded", "embedded:two-layers"])
+def test_what_is_drawn_from_is_what_the_model_says(name, monkeypatch):
+    said, ids, plain, here = [], [], sampling.draw, load_model(name)
+
+    def recording(scores, generator):
+        said.append(scores[0])
+        ids.append(plain(scores, generator))
+        return ids[-1]
+
+    monkeypatch.setattr(sampling, "draw", recording)
+    sample(here, "Tom", count=2, tokens=300, seed=1)
+    start = [here.tokenizer.bos_token_id, *here.tokenizer("Tom", add_special_tokens=False)["input_ids"]]
+    tokens = torch.cat([torch.tensor([start]), *(drawn[:1] for drawn in ids[:-1])], 1)
+    expected = here(tokens)[0, len(start) - 1 :]
+    assert len(expected) > 256 if "two" in name else len(expected) > 20  # beyond the upper layer's window
+    torch.testing.assert_close(torch.stack(said).softmax(-1), expected.softmax(-1), atol=1e-4, rtol=1e-3)
+
+
+def test_a_push_is_added_to_what_the_mlp_writes_at_every_position(model, monkeypatch):
+    said, push = [], torch.randn(256, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(
+        sampling, "draw", lambda scores, _: said.append(scores) or torch.zeros(1, 1, dtype=torch.long)
+    )
+    sample(model, "Tom had", tokens=1, push=push)
+    tokens = torch.tensor([[0, *model.tokenizer("Tom had", add_special_tokens=False)["input_ids"]]])
+    with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda write, hook: write + push)]):
+        torch.testing.assert_close(said[0], model(tokens)[:, -1], atol=1e-3, rtol=1e-3)

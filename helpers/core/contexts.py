@@ -5,7 +5,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -99,6 +99,7 @@ def contexts(stories: Iterable[EncodedStory], numbers: Iterable[int] | None = No
     return Contexts(*tensors, sentence)
 
 
+@lru_cache(512)  # a story held by scans stays the same object
 def _of_story(encoded: EncodedStory, number: int) -> tuple:
     """The columns of one story, in the order of Contexts' fields."""
     check_tagged(encoded.story)

@@ -153,8 +153,8 @@ class Layer:
         self.blocks = [whole.blocks[number]]
 
     def __getattr__(self, name: str):
-        value = getattr(self.whole, name)
-        return value[self.number : self.number + 1] if name in STACKED else value
+        part = self.blocks[0].mlp if name.endswith(("in", "out")) else self.blocks[0].attn
+        return getattr(part, name)[None] if name in STACKED else getattr(self.whole, name)
 
 
 def layers(model: TransformerBridge) -> list[Layer]:

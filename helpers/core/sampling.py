@@ -1,17 +1,19 @@
-"""Stories that the loaded model writes itself: seeded samples, and a cached corpus of them."""
+"""Stories that the loaded model writes itself: seeded samples."""
 
+from collections.abc import Callable
 from itertools import dropwhile
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import layer_norm
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from helpers.core.files import WorkbookError
-from helpers.core.model import Layer
+from helpers.core.model import STACKED, Layer
 
 
+@torch.inference_mode()
 def sample(
     model: TransformerBridge,
     opening: str = "",
@@ -39,46 +41,46 @@ def sample(
     tokens = min(tokens, model.cfg.n_ctx - len(start))
     if tokens < 1:
         raise WorkbookError(f"The opening takes up the model's {model.cfg.n_ctx} positions: give a shorter one.")
-    rows = torch.tensor([start] * count, device=model.cfg.device)
-    number = model.number if isinstance(model, Layer) else 0
-    steering = [] if push is None else [(f"blocks.{number}.hook_mlp_out", lambda write, hook: write + push)]
-    with model.hooks(fwd_hooks=steering):
-        full = _generate(model, rows, tokens, Draw(temperature, seed))
-    kept = [row[: row.index(end, len(start))] if end in row[len(start) :] else row for row in full.tolist()]
+    rows = new = torch.tensor([start] * count, device=model.cfg.device)
+    read, generator = reader(model, count, len(start) + tokens, push), torch.Generator().manual_seed(seed)
+    while tokens and not (rows[:, len(start) :] == end).any(1).all():
+        new = draw(read(new) / temperature, generator)
+        rows, tokens = torch.cat([rows, new], 1), tokens - 1
+    kept = [row[: row.index(end, len(start))] if end in row[len(start) :] else row for row in rows.tolist()]
     return [model.tokenizer.decode(row[1:]) for row in kept]
 
 
-class Draw(LogitsProcessor):
-    """Draws each next token from the plain softmax, with a generator of its own, and leaves it the only choice.
-
-    Inverting the cumulative distribution takes one random number a row; `torch.multinomial`, which transformers'
-    own sampler uses, draws one a token of the vocabulary and took half of all the time.
-    """
-
-    def __init__(self, temperature: float, seed: int):
-        self.temperature, self.generator = temperature, torch.Generator().manual_seed(seed)
-
-    def __call__(
-        self, input_ids: Int[Tensor, "story pos"], scores: Float[Tensor, "story vocab"]
-    ) -> Float[Tensor, "story vocab"]:
-        cumulative = (scores.double() / self.temperature).softmax(-1).cumsum(-1)
-        point = torch.rand(len(scores), 1, generator=self.generator, dtype=torch.double).to(scores.device)
-        point = point * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, point).clamp(max=scores.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+def draw(scores: Float[Tensor, "story vocab"], generator: torch.Generator) -> Int[Tensor, "story 1"]:
+    """A token of each row's softmax. Inverting the cumulative distribution takes one random number a row;
+    `torch.multinomial`, which transformers' own sampler uses, draws one a token of the vocabulary."""
+    cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.double)
+    point = torch.rand(len(scores), 1, generator=generator, dtype=torch.double).to(scores.device)
+    return torch.searchsorted(cumulative, point * cumulative[:, -1:]).clamp(max=scores.shape[1] - 1)
 
 
-@torch.inference_mode()
-def _generate(
-    model: TransformerBridge, rows: Int[Tensor, "story pos"], tokens: int, draw: Draw
-) -> Int[Tensor, "story longer"]:
-    """transformers' own generation loop with its key-value cache; `draw` makes the choices."""
-    marks = {"pad_token_id": model.tokenizer.eos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
-    return model.original_model.generate(
-        rows,
-        attention_mask=torch.ones_like(rows),
-        do_sample=False,
-        logits_processor=LogitsProcessorList([draw]),
-        max_new_tokens=tokens,
-        **marks,
-    )
+def reader(model: TransformerBridge, count: int, most: int, push: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A function that reads the next tokens of `count` texts, keeps their keys and values (of at most so many) and gives
+    the logits after the last: the model's arithmetic, without the hooks that take most of the time of one token."""
+    whole, own = (model.whole, model.number) if isinstance(model, Layer) else (model, 0)
+    w, (heads, width), at = {name: getattr(whole, name) for name in STACKED}, whole.W_Q.shape[1::2], 0
+    W_QKV = torch.stack([w[f"W_{side}"].transpose(1, 2) for side in "QKV"], 2).flatten(2)
+    b_QKV = torch.stack([w[f"b_{side}"] for side in "QKV"], 1).flatten(1)
+    kept = torch.empty(2, len(w["W_Q"]), count, heads, most, width, device=W_QKV.device)
+    norm = lambda x: layer_norm(x, x.shape[-1:], eps=whole.cfg.eps)  # noqa: E731
+
+    def read(new: Int[Tensor, "story new"]) -> Float[Tensor, "story vocab"]:
+        nonlocal at
+        here, at = slice(at, at + new.shape[1]), at + new.shape[1]
+        x = whole.W_E[new] + whole.W_pos[here]
+        for i, block in enumerate(whole.blocks):
+            q, *both = (norm(x) @ W_QKV[i] + b_QKV[i]).unflatten(-1, (3, heads, width)).permute(2, 0, 3, 1, 4)
+            kept[:, i, :, :, here] = torch.stack(both)
+            k, v = kept[:, i, :, :, :at]
+            pattern = (q @ k.mT).masked_fill(~block.attn.original_component.bias[0, 0, here, :at], -torch.inf)
+            z = (pattern.softmax(-1) @ v).transpose(1, 2).flatten(2)
+            x = x + z @ w["W_O"][i].flatten(0, 1) + w["b_O"][i]
+            write = block.mlp.original_component.act(norm(x) @ w["W_in"][i] + w["b_in"][i])
+            x = x + (write @ w["W_out"][i] + w["b_out"][i] + (push if push is not None and i == own else 0))
+        return norm(x[:, -1]) @ whole.W_U + whole.b_U
+
+    return read

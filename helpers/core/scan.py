@@ -214,7 +214,7 @@ def finish(batch: Scan, residual: Float[Tensor, "n d_model"], chosen: Tensor | s
     its stories, what it left)."""
     if not batch.above:
         return residual[chosen]
-    whole, place, model = batch.whole or batch, torch.arange(len(batch.whole or batch)), batch.model.whole
+    whole, place = batch.whole or batch, torch.arange(len(batch.whole or batch))
     if batch.whole is not None:
         place, residual = batch.chosen, whole.resid_post.index_copy(0, batch.chosen, residual)
     sizes = torch.unique_consecutive(whole.story, return_counts=True)[1].tolist()
@@ -223,14 +223,14 @@ def finish(batch: Scan, residual: Float[Tensor, "n d_model"], chosen: Tensor | s
     last, asked = batch.above[-1], torch.zeros(len(whole), dtype=torch.bool)  # asked only where it matters
     asked[place[chosen]] = True
     read, sees, fetched = last.ln1(residual[None])[0], last.attn.original_component.bias[0, 0].bool(), []
-    sides = (torch.einsum("nm,hmd->hnd", x, getattr(model, f"W_{s}")[-1]) + getattr(model, f"b_{s}")[-1][:, None]
-             for x, s in ((read[asked], "Q"), (read, "K"), (read, "V")))  # fmt: skip
+    sides = ((x @ (w := getattr(last.attn, f"W_{s}")).transpose(0, 1).flatten(1)).unflatten(1, w.shape[::2])
+             + getattr(last.attn, f"b_{s}") for x, s in ((read[asked], "Q"), (read, "K"), (read, "V")))  # fmt: skip
     few = [int(part.sum()) for part in asked.split(sizes)]
-    q, k, v = (side.split(size, 1) for side, size in zip(sides, (few, sizes, sizes), strict=True))
+    q, k, v = (side.transpose(0, 1).split(size, 1) for side, size in zip(sides, (few, sizes, sizes), strict=True))
     for one, keys, values, pos in zip(q, k, v, whole.pos[asked].split(few), strict=True):
         score = (one @ keys.mT).masked_fill(~sees[pos, : keys.shape[1]], -torch.inf)
         fetched.append(score.softmax(-1) @ values)
-    mid = torch.einsum("hnd,hdm->nm", torch.cat(fetched, 1), model.W_O[-1]) + model.b_O[-1] + residual[asked]
+    mid = torch.einsum("hnd,hdm->nm", torch.cat(fetched, 1), last.attn.W_O) + last.attn.b_O + residual[asked]
     return (mid + last.mlp(last.ln2(mid[None]))[0])[(asked.cumsum(0) - 1)[place[chosen]]]
 
 

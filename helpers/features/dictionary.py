@@ -51,8 +51,8 @@ class Dictionary:
     @torch.inference_mode()
     def encode(self, x: Float[Tensor, "n d_model"], index: Tensor | slice = EVERY) -> Float[Tensor, "n feature"]:
         """Activations of all features, or of some."""
-        before = x @ self.W_enc[:, index] + self.b_enc[index]
-        return torch.where(before > self.threshold[index], before.relu(), 0)
+        before = (x @ self.W_enc[:, index]).add_(self.b_enc[index])
+        return before.mul_(before > self.threshold[index]).relu_()
 
     @torch.inference_mode()
     def decode(self, f: Float[Tensor, "n feature"], x: Float[Tensor, "n d_model"] | None = None) -> Tensor:
@@ -67,9 +67,9 @@ class Dictionary:
 
     def activations(self, scan: Scan, index: Tensor | slice = EVERY) -> Float[Tensor, "n feature"]:
         """All features, or some, at every position of a scan."""
-        parts = (self.encode(normalised(scan.model, stream), index) for stream in scan.resid_mid.split(4096))
+        parts = (self.encode(normalised(scan.model, stream), index) for stream in scan.resid_mid.split(512))
         found = torch.empty(len(scan), len(self.b_enc[index]))
-        for own, part in zip(found.split(4096), parts, strict=True):  # encode holds three of each
+        for own, part in zip(found.split(512), parts, strict=True):  # so few stay in the processor's own memory
             own[:] = part
         return found
 

@@ -196,10 +196,7 @@ def frequent(context: Contexts, here: Bool[Tensor, " n"], size: int) -> Bool[Ten
     return (inside >= OFTEN) & (inside / max(1, int(here.sum())) >= LIFT * rate)
 
 
-NEAR, FAR = (
-    0.5,
-    0.25,
-)  # effect sizes (standard deviations) asked of both sides; FAR for what is held over a distance
+NEAR, FAR = 0.5, 0.25  # effect sizes (deviations) asked of both sides; FAR for what is held over a distance
 LARGER = 1.64  # times the deviation of the mean of equally many random tokens: 95 % of such means are below
 CLASSWISE = "word class after word class"  # the kind that names nothing definite
 
@@ -291,10 +288,8 @@ class Kinds:
         """Found on explore text, tagged."""
         corpus = Corpus.of(explore.context, strings(explore.model.tokenizer))
         writes = writing_sides(corpus)
-        read, write = (
-            read_effects(explore.activations, reading_sides(corpus)),
-            write_effects(explore.model, writes),
-        )
+        read = read_effects(explore.activations, reading_sides(corpus))
+        write = write_effects(explore.model, writes)
         pairs = {name: torch.eye(part.shape[1]).bool() for name, part in read.items()}
         pairs[CLASSWISE] = class_transitions(explore.context) > 0
         return cls(explore, corpus, writes, {name: Effects(read[name], write[name], pairs[name]) for name in read})
@@ -343,10 +338,8 @@ def needed(kinds: Kinds, name: str, scan: Scan, where: tuple[Tensor, Tensor], mo
     rows = [part.nonzero()[:, 0] for part in where]
     rows = [part[torch.randperm(len(part), generator=generator)[:most]] for part in rows]
     here, there = (scan.at(part) for part in rows)
-    rivals = {
-        rival: dataclasses.replace(members, index=index)
-        for rival, index in kinds.effects[name].one_sided().items()
-    }
+    sided = kinds.effects[name].one_sided().items()
+    rivals = {rival: dataclasses.replace(members, index=index) for rival, index in sided}
     rivals |= {f"as strong writers {i}": s for i, s in enumerate(matched_sets(kinds.explore, members, count=8), 1)}
     lost = costs(here, members)
     pair = compare(lost, {rival: costs(here, parts) for rival, parts in rivals.items()}, here.story)

@@ -55,19 +55,18 @@ def influence(model: TransformerBridge, starts: list[Tensor], words: Words, neur
     """What each word, BACK tokens before, would add to the next token's logits, or to what neurons read (exact in one layer)."""
     block, total = model.blocks[0], 0
     read = block.ln2 if neurons else lambda x: model.ln_final(x + mlp_write(model, x))
-
-    def project(x: Float[Tensor, "n d_model"], side: str) -> Float[Tensor, "n head d_head"]:
-        return torch.einsum("nd,hde->nhe", x, getattr(model, f"W_{side}")[0]) + getattr(model, f"b_{side}")[0]
-
+    values = lambda x: (x @ W_V + model.b_V[0].flatten()).unflatten(1, model.b_V[0].shape)  # noqa: E731
+    W_V, W_O = model.W_V[0].transpose(0, 1).flatten(1), model.W_O[0].flatten(0, 1)
     for tokens in starts:
         stream = model.W_E[tokens] + model.W_pos[: len(tokens)]
         own, new = block.ln1(stream), block.ln1(model.W_E[words] + model.W_pos[max(0, len(tokens) - 1 - BACK)])
-        q = project(own[-1:], "Q")[0]
-        score = torch.einsum("he,nhe->hn", q, project(own, "K"))
-        z = torch.einsum("hn,nhe->he", score.softmax(-1), project(own, "V"))
-        share = (torch.einsum("he,nhe->nh", q, project(new, "K")) - score.logsumexp(-1)).sigmoid()
-        base = stream[-1:] + head_writes(model, z).sum(0) + model.b_O[0]
-        mid = base + (share[..., None] * (project(new, "V") - z)).flatten(1) @ model.W_O[0].flatten(0, 1)
+        q = torch.einsum("d,hde->he", own[-1], model.W_Q[0]) + model.b_Q[0]
+        key, offset = torch.einsum("he,hde->dh", q, model.W_K[0]), (q * model.b_K[0]).sum(1)
+        score = own @ key + offset
+        z = torch.einsum("nh,nhe->he", score.softmax(0), values(own))
+        share = (new @ key + offset - score.logsumexp(0)).sigmoid()
+        base = stream[-1:] + z.flatten() @ W_O + model.b_O[0]
+        mid = base + (share[..., None] * (values(new) - z)).flatten(1) @ W_O
         total = total + read(mid) - read(base)
     return total / max(1, len(starts)) @ (model.W_in[0] if neurons else model.W_U)
 
@@ -80,9 +79,10 @@ def standing_out(own: Influence, other: Influence, harmless: Influence | None = 
     if harmless is not None:
         drift = harmless - other
         drift -= drift.mean(0)
-        left -= (left * drift).sum() / drift.square().sum().clamp(min=1e-9) * drift
+        flat = drift.flatten()
+        left.sub_(drift, alpha=float(left.flatten() @ flat / (flat @ flat).clamp(min=1e-9)))
     size = other.norm(dim=1, keepdim=True)
-    return left / (0.5 + size / size.median().clamp(min=1e-9))
+    return left.div_(0.5 + size / size.median().clamp(min=1e-9))
 
 
 @torch.inference_mode()
@@ -96,7 +96,7 @@ def trials(own: TransformerBridge, text: Scan, tried: Words, words: Words) -> tu
         rows[:, at] = torch.cat([tried, words[drawn]])
         ends = ((model, run_streams(model, rows).final[:, at + 1 :]) for model in (own, text.model))
         mine, its = (model.unembed(model.ln_final(end)).log_softmax(-1) for model, end in ends)
-        more, differ = mine.exp() - its.exp(), (mine.exp() * (mine - its)).sum(-1).mean(1)
+        more, differ = (p := mine.exp()) - its.exp(), (p * (mine - its)).sum(-1).mean(1)
         gaps.append(differ[:k] - differ[k:].mean())
         says += more[:k].mean(1) - more[k:].mean((0, 1))
     each = torch.stack(gaps, 1) if gaps else torch.empty(k, 0)
@@ -111,7 +111,7 @@ def first_tokens(own: Scan, other: Scan) -> Float[Tensor, " vocabulary"]:
 def investigate(own: Scan, other: Scan, moved: Influence, words: Words) -> list[Suspicion]:
     """The words of most moved influence, and those that the first tokens moved to, tried out; the most different first."""
     spell = lambda ids: [other.model.tokenizer.decode([i]).strip() or "⏎" for i in ids.tolist()]  # noqa: E731
-    ways = (moved.square().mean(1).sqrt(), first_tokens(own, other)[words])
+    ways = (moved.norm(dim=1), first_tokens(own, other)[words])
     rows, found = torch.cat([way.topk(CANDIDATES).indices for way in ways]).unique(), []
     tried, says = trials(own.model, other, words[rows], words)
     for row, gap, said in zip(rows.tolist(), tried, says, strict=True):
@@ -120,12 +120,12 @@ def investigate(own: Scan, other: Scan, moved: Influence, words: Words) -> list[
     return sorted(found, key=lambda one: -one.trial.mean)
 
 
-def changed(own: Scan, other: Scan, dictionary: Dictionary, usual: Tensor) -> dict[str, Float[Tensor, " part"]]:
-    """How far mean activations on the same stories moved, in deviations (`usual`: the original's features); heads' as a share."""
+def changed(own: Scan, other: Scan, dictionary: Dictionary, usual: tuple) -> dict[str, Float[Tensor, " part"]]:
+    """How far mean activations on the same stories moved, in deviations (`usual`: of features, and means); heads' as a share."""
     writes = [head_writes(scan.model, scan.z) for scan in (own, other)]
     heads = (writes[0] - writes[1]).norm(dim=-1).mean(0) / writes[1].norm(dim=-1).mean(0).clamp(min=1e-9)
     neurons = (own.means - other.means) / other.deviations.clamp(min=1e-6)
-    moved = (dictionary.activations(own).mean(0) - usual.mean(0)) / usual.std(0).clamp(min=1e-3)
+    moved = (dictionary.activations(own).mean(0) - usual[1]) / usual[0].clamp(min=1e-3)
     return {"neuron": neurons, "head": heads, "feature": moved}
 
 
