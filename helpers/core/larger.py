@@ -19,6 +19,8 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HOW = "python -m helpers.build.larger fetches SmolLM2-135M, TINYSTORIES_LARGER names another model"
 FLOAT = {"dtype": torch.float32, "attn_implementation": "eager"}
 SMALL = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+# transformers parses a packed file at each of its looks and lists its tensors' names 400 times: here it does once
+ONCE = {part: functools.cache(getattr(gguf, part)) for part in ("GGUFReader", "get_tensor_name_map")}
 
 
 def larger_folder() -> Path:
@@ -40,10 +42,8 @@ def load_larger(name: str = LARGER) -> TransformerBridge:
     place, own = (larger_folder(), {"gguf_file": FILE}) if source == LARGER else (source, {})
     if source == LARGER and not (place / FILE).is_file():
         raise WorkbookError(f"SmolLM2-135M is not here: {HOW}.")
-    # transformers parses a packed file at each of its looks and lists its tensors' names 400 times: here it does once
-    once = {part: functools.cache(getattr(gguf, part)) for part in ("GGUFReader", "get_tensor_name_map")}
     try:
-        with mock.patch.multiple(gguf, **once):
+        with mock.patch.multiple(gguf, **ONCE):
             model, tokenizer = _read(name, source, place, own)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).partition("\n")[0][:90]

@@ -75,8 +75,7 @@ def survey(model: TransformerBridge, text: Scan, marks: Bool[Tensor, "n column"]
         pairs[layer] += torch.stack([term.sum(0) for term in terms], 1)
 
     def attention(value: Tensor, hook, layer: int) -> None:
-        flat = value.transpose(0, 1).flatten(1)
-        seen[layer] += torch.stack([flat @ wanted.flatten(1).T, flat @ shifted.flatten(1).T], -1)
+        seen[layer] += (value.flatten(2) @ sought).sum(0).unflatten(1, (2, -1)).mT
 
     def brought(value: Tensor, hook, layer: int) -> None:
         outputs[layer] += value[batch.row, batch.pos].sum(0)
@@ -92,6 +91,7 @@ def survey(model: TransformerBridge, text: Scan, marks: Bool[Tensor, "n column"]
             wanted[:, row, : len(encoded.tokens), : len(encoded.tokens)] = looks(encoded).float()
         places += wanted.any(-1).sum((1, 2))
         shifted = torch.nn.functional.pad(wanted, (0, SHIFT))[..., SHIFT:]
+        sought = torch.cat([wanted, shifted]).flatten(2).permute(1, 2, 0)
         start, begun = start + len(batch), time.perf_counter()
         trunk(model, tokens, hooks)
         taken += time.perf_counter() - begun
