@@ -72,7 +72,7 @@ def ngram_columns(scan: Scan) -> dict[str, Float[Tensor, " n"]]:
     stored = [ngram_losses(encoded) for encoded in scan.encoded]
     if any(losses is None for losses in stored):
         return {}
-    return dict(zip(ORDERS, torch.cat(stored, dim=1), strict=True))
+    return dict(zip(ORDERS, map(scan.own, torch.cat(stored, dim=1)), strict=True))
 
 
 def recalled(scan: Scan) -> Float[Tensor, " n"]:
@@ -81,7 +81,7 @@ def recalled(scan: Scan) -> Float[Tensor, " n"]:
     for tokens in (encoded.tokens for encoded in scan.encoded):
         before = (tokens[1:, None] == tokens[None, :-1]).tril()
         shares.append(before.sum(1) / torch.arange(1, len(tokens)))
-    return torch.cat(shares)
+    return scan.own(torch.cat(shares))
 
 
 def with_memory(trigram: Float[Tensor, " n"], recalled: Float[Tensor, " n"], share: float) -> Float[Tensor, " n"]:

@@ -165,7 +165,7 @@ class Scan:
         """Number in `names` of each next token's tag (`universal` or `penn`), or -1."""
         number = {name: i for i, name in enumerate(names)}
         tags = [number.get(tag, -1) for story in self.encoded for tag in getattr(story, kind)[1:]]
-        return self._own(torch.tensor(tags, dtype=torch.long))
+        return self.own(torch.tensor(tags, dtype=torch.long))
 
     def lemmas(self, ahead: bool = False) -> list[str]:
         """Dictionary form of the word at each position, or of the next token's word; "" for none.
@@ -175,7 +175,8 @@ class Scan:
         every = [lemma for story in self.encoded for lemma in (story.lemmas[1:] if ahead else story.lemmas[:-1])]
         return every if self.whole is None else [every[i] for i in self.chosen.tolist()]
 
-    def _own(self, every: Tensor) -> Tensor:
+    def own(self, every: Tensor) -> Tensor:
+        """Of values at all scored positions of its stories those at its own."""
         return every if self.whole is None else every[self.chosen]
 
 

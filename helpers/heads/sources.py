@@ -33,8 +33,7 @@ PEOPLE |= {"king", "queen", "prince", "princess", "grandma", "grandpa", "son", "
 
 def kinds_of(scan: Scan) -> Int[Tensor, " n"]:
     """The kind (number in KINDS, -1 for none) of the next word at every position of a scan."""
-    every = torch.cat([story_sources(encoded)[0][:-1] for encoded in scan.encoded])
-    return every if scan.whole is None else every[scan.chosen]
+    return scan.own(torch.cat([story_sources(encoded)[0][:-1] for encoded in scan.encoded]))
 
 
 def sources(batch: Scan) -> Bool[Tensor, "story query key"]:
@@ -50,8 +49,7 @@ def sources(batch: Scan) -> Bool[Tensor, "story query key"]:
 def people(scan: Scan) -> Bool[Tensor, " n"]:
     """Where a word stands that tells a character's gender: names, words such as mom, and pronouns."""
     rows = ([w >= 0 and bool(tells_gender(e.story.words[w])) for w in e.word[:-1].tolist()] for e in scan.encoded)
-    every = torch.tensor([marked for row in rows for marked in row])
-    return every if scan.whole is None else every[scan.chosen]
+    return scan.own(torch.tensor([marked for row in rows for marked in row]))
 
 
 def so_far(scan: Scan, marked: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -74,8 +72,7 @@ def other_gender(scan: Scan) -> Int[Tensor, " n"]:
                 ids = scan.model.tokenizer(piece.replace(piece.strip(), spelled), add_special_tokens=False)
                 found[p] = ids["input_ids"][0] if len(ids["input_ids"]) == 1 else -1
         rows.append(found)
-    every = torch.cat(rows)
-    return every if scan.whole is None else every[scan.chosen]
+    return scan.own(torch.cat(rows))
 
 
 @functools.lru_cache(512)  # a story held by a scan stays the same object
