@@ -195,6 +195,13 @@ def loses(scan: Scan, parts: Parts, k: int, fires: Bool[Tensor, " n"]) -> tuple[
     Features are set to zero, which they mostly are; neurons and heads to their means.
     """
     draw, sides = torch.Generator().manual_seed(0), []
+
+    def taken(here: Scan, gone: Tensor) -> Float[Tensor, " n"]:
+        if not gone.any():  # a feature is 0 where it is silent
+            return torch.zeros(len(here))
+        final = hear(here, gone) if parts.kind == "head" else here.resid_post + gone
+        return residual_losses(scan.model, final, here.target) - here.losses
+
     for where in (fires, ~fires):
         chosen = where.nonzero()[:, 0]
         here = scan.at(chosen[torch.randperm(len(chosen), generator=draw)[:PLACES]].sort().values)
@@ -218,12 +225,6 @@ def loses(scan: Scan, parts: Parts, k: int, fires: Bool[Tensor, " n"]) -> tuple[
             own, other = (
                 change[:, None] * row for row in (own, other / other.norm().clamp(min=1e-9) * own.norm())
             )
-        asked = (
-            (own, other) if where is fires else (own,) if own.any() else ()
-        )  # a feature is 0 where it is silent
-        finals = (hear(here, gone) if parts.kind == "head" else here.resid_post + gone for gone in asked)
-        lost = [residual_losses(scan.model, final, here.target) - here.losses for final in finals]
-        lost = lost or [torch.zeros(len(here))]
-        sides.append((lost, here.story))
+        sides.append(([taken(here, own)] + [taken(here, other)] * (where is fires), here.story))
     (lost, story), (rest, others) = sides
     return compare(lost[0], {"as strong a write of another part": lost[1]}, story), estimate(rest[0], others)

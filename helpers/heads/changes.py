@@ -21,13 +21,12 @@ from helpers.core.paths import head_writes, mlp_write
 from helpers.core.scan import Scan, batches, finish, run_streams
 from helpers.core.words import Words
 
-Sources = (
-    Words | Callable[[Scan], Tensor]
-)  # a mask [position], or [story query key] where each position has its own
+# a mask [position], or [story query key] where each position has its own
+Sources = Words | Callable[[Scan], Tensor]
 Change = Float[Tensor, "n head d_model"]
 
 
-def placed(scan: Scan, where: Where = None, positions: int = 2048) -> Iterator[tuple[Scan, Int[Tensor, " whole"]]]:
+def placed(scan: Scan, where: Where = None) -> Iterator[tuple[Scan, Int[Tensor, " whole"]]]:
     """A scan's stories with positions asked for (if none has, the first one), streamed again in its order, each batch cut to
     these positions, with the numbers in the scan of all positions of the batch's stories."""
     wanted, chosen = torch.zeros(len(scan.whole or scan), dtype=torch.bool), at_positions(scan, where)
@@ -36,7 +35,7 @@ def placed(scan: Scan, where: Where = None, positions: int = 2048) -> Iterator[t
     first, asked = sizes.cumsum(0) - sizes, [bool(part.any()) for part in wanted.split(sizes.tolist())]
     asked[0] |= not any(asked)
     kept = [(batch, None) for batch in (scan.whole or scan).kept]
-    for batch, tokens in kept or batches(scan.model, scan.encoded, positions, asked=asked):
+    for batch, tokens in kept or batches(scan.model, scan.encoded, asked=asked):
         numbers, streams = first[batch.story] + batch.pos, batch.streams or run_streams(scan.model, tokens)
         yield dataclasses.replace(batch, streams=streams).at(wanted[numbers]), numbers
 
@@ -46,7 +45,6 @@ def stream(
     scan: Scan,
     measure: Callable[[Scan], dict[str, Float[Tensor, "n *rest"]]],
     where: Where = None,
-    positions: int = 2048,
 ) -> dict[str, Float[Tensor, "n *rest"]]:
     """Columns measured batch by batch at the positions asked for, one row a position of `scan.at(where)`.
 
@@ -57,7 +55,7 @@ def stream(
     stream(confirm, measure, where=tagged("PROPN").comes_next)
     """
     columns: dict[str, list[Tensor]] = {}
-    for batch, _ in placed(scan, where, positions):
+    for batch, _ in placed(scan, where):
         for name, values in measure(batch).items():
             columns.setdefault(name, []).append(values)
     return {name: torch.cat(parts) for name, parts in columns.items()}
