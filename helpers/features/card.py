@@ -211,16 +211,10 @@ def loses(scan: Scan, parts: Parts, k: int, fires: Bool[Tensor, " n"]) -> tuple[
             own, other = every[:, parts[k]], every[:, (parts[k] + 1) % scan.model.cfg.n_heads]
             other = other * own.norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True).clamp(min=1e-9)
         else:
-            writes = parts.basis.writes if parts.basis else scan.model.W_out[0]
-            means = (
-                0 if parts.kind == "feature" else (scan.means if parts.means is None else parts.means)[parts[k]]
-            )
-            own = (
-                parts.basis.activations(here, parts.index[[k]])[:, 0]
-                if parts.basis
-                else here.activations[:, parts[k]]
-            )
-            change = means - own
+            basis, writes = parts.basis, parts.basis.writes if parts.basis else scan.model.W_out[0]
+            own = basis.activations(here, parts.index[[k]])[:, 0] if basis else here.activations[:, parts[k]]
+            usual = scan.means if parts.means is None and parts.kind == "neuron" else parts.means
+            change = (0 if parts.kind == "feature" else usual[parts[k]]) - own
             own, other = writes[parts[k]], writes[(parts[k] + len(writes) // 2) % len(writes)]
             own, other = (
                 change[:, None] * row for row in (own, other / other.norm().clamp(min=1e-9) * own.norm())
