@@ -32,6 +32,9 @@ from helpers.report.findings import Findings, read_findings
 
 from helpers.core.parts import heads, neurons  # isort: skip  (last: the rooms of these names are the house's, not these)
 
+gc.enable()
+gc.freeze()  # nothing that was imported becomes garbage: it need not be looked through again
+
 __all__ = [
     "Findings", "WorkbookError", "ablate", "card", "circuit_graph", "compare", "estimate", "family", "find_heads",
     "find_neurons", "heads", "load_model", "load_stories", "look", "matched_sets", "neurons",

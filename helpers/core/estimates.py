@@ -1,6 +1,7 @@
 """Means with confidence intervals over stories, kept in memory that does not grow with the corpus."""
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -104,12 +105,18 @@ def bootstrap(
     there is nothing to count."""
     if not counts.any():
         return Estimate(math.nan, math.nan, math.nan)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(sums), (draws, len(sums)), generator=generator)
-    ratios = sums[drawn].sum(1) / counts[drawn].sum(1)
+    drawn = resampled(len(sums), draws, seed)
+    ratios = (drawn @ sums.double()) / (drawn @ counts.double())
     ratios = ratios[ratios.isfinite()]
     low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=ratios.dtype)).tolist()
     return Estimate((sums.sum() / counts.sum()).item(), low, high)
+
+
+@functools.lru_cache(maxsize=4)
+def resampled(number: int, draws: int, seed: int) -> Float[Tensor, "draw cluster"]:
+    """How often each cluster is drawn, with replacement, in each draw."""
+    drawn = torch.randint(number, (draws, number), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(draws, number, dtype=torch.double).scatter_add_(1, drawn, torch.ones_like(drawn).double())
 
 
 def difference(one: Estimate, two: Estimate) -> Estimate:

@@ -17,16 +17,8 @@ from helpers.core.model import Layer
 from helpers.core.stories import EncodedStory, Story, encode_story
 
 POOL = 64  # stories sorted by length together, so that little of a batch is padding
-ACTIVATIONS = (
-    "hook_embed",
-    "hook_pos_embed",
-    "attn.hook_v",
-    "attn.hook_pattern",
-    "attn.hook_z",
-    "hook_resid_mid",
-    "mlp.hook_post",
-    "hook_mlp_out",
-)
+ACTIVATIONS = ("hook_embed", "hook_pos_embed", "attn.hook_v", "attn.hook_pattern", "attn.hook_z", "hook_resid_mid",
+               "mlp.hook_post", "hook_mlp_out")  # fmt: skip
 Edits = dict[str, Callable[[Tensor], Tensor]]
 
 

@@ -22,11 +22,7 @@ from helpers.heads.changes import hear, placed
 from helpers.heads.to_neurons import read_directions
 
 BEFORE, AFTER = 9, 4  # tokens shown of an example's context
-BANDS = (
-    (0.6, 0.9),
-    (0.3, 0.6),
-    (0.05, 0.3),
-)  # parts of a part's range, of its maximum, that examples are drawn from
+BANDS = ((0.6, 0.9), (0.3, 0.6), (0.05, 0.3))  # shares of a part's maximum that examples are drawn from
 PLACES = 400  # at which a part's cost is measured, and at which its senders are looked for
 LEAST = 0.02  # nats: the smallest difference that would matter
 
@@ -87,15 +83,13 @@ def cards(scan: Scan, parts: Parts, test: Scan | None = None, rules: Sequence[Ru
         sides = [says[k].topk(10, largest=way).indices.tolist() for way in (True, False)]
         up, down = ({decode(i): round(float(says[k, i]), 2) for i in side} for side in sides)
         pair, rest = loses(test, parts, k, heard[:, k])
-        total = held.fires * pair.value.mean + (1 - held.fires) * rest.mean if heard[:, k].any() else 0.0
+        total = held.fires * pair.value.mean + (1 - held.fires) * rest.mean if held.fires else 0.0
         disagree = "" if held.named else (
             f"{'Name and rule do not agree' if number in names else 'The rule does not hold'} on {told} stories: "
             f"{held.precision:.0%} of the rule's places fire, and it finds {held.recall:.0%} of those that do."
         )  # fmt: skip
-        sides = (
-            tuple(round(end, 4) if heard[:, k].any() else 0.0 for end in (e.mean, e.low, e.high))
-            for e in (pair.value, rest)
-        )
+        ends = ((e.mean, e.low, e.high) for e in (pair.value, rest))
+        sides = (tuple(round(end, 4) if held.fires else 0.0 for end in side) for side in ends)
         made.append(Card(
             f"{parts.kind} {number}", names.get(number, ""), round(held.fires, 4), rule.short(), round(held.precision, 2),
             round(held.recall, 2), examples(scan, seen), fed[k], words[k], up, down, round(total, 5),
@@ -120,7 +114,7 @@ def examples(
     """Where a part is loudest, once a story, and then `drawn` positions of each of BANDS, from loud to quiet: the tokens
     around, the part's activation at each, and which of them is meant."""
     rows, told = [], set()
-    for i in values.argsort(descending=True)[:500].tolist():
+    for i in values.topk(min(500, len(values))).indices.tolist():
         if int(scan.story[i]) not in told and len(rows) < strongest:
             told.add(int(scan.story[i]))
             rows.append(i)
@@ -148,7 +142,7 @@ def feeders(
     for k in range(len(parts)):
         here = loud[:, k].nonzero()[:, 0]
         places[here[torch.linspace(0, max(0, len(here) - 1), min(len(here), PLACES)).long()], k] = True
-    heads, fed = parts.kind == "head", [{}] * len(parts)
+    heads, fed, fired = parts.kind == "head", [{}] * len(parts), loud.any(0).tolist()
     if heads:
         reading = torch.eye(model.cfg.n_heads)[:, None, parts.index]  # a head's own pattern alone
     else:
@@ -165,24 +159,20 @@ def feeders(
             pull = column() / scale
             lift[who] = (pull * loud).sum(0) / count - pull.mean(0)
         total = sum(lift.values())
-        fed = [{who: round(float(rise[k] / total[k]), 3) for who, rise in lift.items() if loud[:, k].any()}
+        fed = [{who: round(float(rise[k] / total[k]), 3) for who, rise in lift.items() if fired[k]}
                for k in range(len(parts))]  # fmt: skip
-    sums = torch.zeros(len(parts), model.cfg.n_heads, model.cfg.d_vocab)
-    shelf = torch.arange(model.cfg.n_heads)[:, None] * model.cfg.d_vocab
+    sums = torch.zeros(model.cfg.d_vocab, model.cfg.n_heads, len(parts))
     for batch, numbers in placed(scan, places.any(1)):
         tokens = pad_sequence([story.tokens for story in batch.encoded], batch_first=True)
-        values = torch.einsum(
-            "skhd,hdj->skhj", torch.ones_like(batch.streams.v[..., :1]) if heads else batch.streams.v, reading
-        )
+        values = torch.ones_like(batch.streams.v[..., :1]) if heads else batch.streams.v
+        values = torch.einsum("skhd,hdj->skhj", values, reading)
         values = values if heads else values - values.mean((0, 1))
-        chosen = places[numbers[batch.chosen]]
-        for k in range(len(parts)):
-            at = chosen[:, k].nonzero()[:, 0]
-            row, pos = batch.row[at], batch.pos[at]
-            sent = batch.streams.pattern[row, :, pos] * values[row, :, :, k].transpose(1, 2)
-            sums[k].view(-1).index_add_(0, (tokens[row][:, None] + shelf).flatten(), sent.flatten())
+        chosen = torch.zeros(*tokens.shape, len(parts))
+        chosen[batch.row, batch.pos] = places[numbers[batch.chosen]].float()
+        sent = torch.einsum("shqk,sqj->skhj", batch.streams.pattern, chosen).mul_(values)
+        sums.index_add_(0, tokens.flatten(), sent.flatten(0, 1))
     decode = lambda t: scan.model.tokenizer.decode([t]).strip() or "⏎"  # noqa: E731
-    top = [{f"head {h}": list(dict.fromkeys(map(decode, sums[k, h].topk(4).indices.tolist())))
+    top = [{f"head {h}": list(dict.fromkeys(map(decode, sums[:, h, k].topk(4).indices.tolist())))
             for h in range(model.cfg.n_heads) if (h == parts[k] if heads else fed[k].get(f"head {h}", 0) >= 0.05)}
            for k in range(len(parts))]  # fmt: skip
     return fed, top

@@ -102,29 +102,35 @@ class Variables:
             codes.append(index.reshape(-1, len(scan)).T + start)
             values.append(levels)
             start += len(levels)
-        self.codes, self.values = np.hstack(codes).astype(np.int32), np.concatenate(values)
+        self.codes = np.ascontiguousarray(np.hstack(codes), dtype=np.int32)  # rows are read together
+        self.values = np.concatenate(values)
         self.owner = np.repeat(np.arange(len(values)), [len(levels) for levels in values])
         self.counts = np.bincount(self.codes.ravel(), minlength=start)
         self.named = (self.owner < len(values) - 1) | (self.values >= 0)
-        recent = self.codes[:, -WINDOW:].ravel()
-        order = np.argsort(recent, kind="stable")
-        self.first, self.recent = np.searchsorted(recent[order], np.arange(start + 1)), order // WINDOW
+        order = np.argsort(self.codes.ravel(), kind="stable")
+        self.first = np.searchsorted(self.codes.ravel()[order], np.arange(start + 1))
+        self.places = order // self.codes.shape[1]
 
-    def near(self, value: int) -> Int[np.ndarray, " k"]:
-        """The positions that have a value of RECENT (by its number in `values`)."""
-        return self.recent[self.first[value] : self.first[value + 1]]
+    def at(self, value: int) -> Int[np.ndarray, " k"]:
+        """The positions that have a value (by its number in `values`)."""
+        return self.places[self.first[value] : self.first[value + 1]]
+
+    def having(self, values: Int[np.ndarray, " k"]) -> Bool[np.ndarray, " n"]:
+        """Where a position has one of some values."""
+        found = np.zeros(len(self.codes), dtype=bool)
+        for value in values:
+            found[self.at(value)] = True
+        return found
+
+    def count(self, some: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " value"]:
+        """At how many of some positions each value stands."""
+        return np.bincount(self.codes.take(np.flatnonzero(some), 0).ravel(), minlength=len(self.values))
 
     def mask(self, condition: Condition) -> Bool[np.ndarray, " n"]:
         """Where a condition holds."""
         number = list(self.words).index(condition.variable)
         low, high = np.searchsorted(self.owner, (number, number + 1))
-        wanted = np.isin(self.values[low:high], condition.values)
-        if condition.variable != RECENT:
-            return wanted[self.codes[:, number] - low]
-        found = np.zeros(len(self.codes), dtype=bool)
-        for value in np.flatnonzero(wanted) + low:
-            found[self.near(value)] = True
-        return found
+        return self.having(np.flatnonzero(np.isin(self.values[low:high], condition.values)) + low)
 
     def holds(self, rule: Rule) -> Bool[np.ndarray, " n"]:
         """Where a rule holds."""
@@ -164,38 +170,37 @@ def genders(lemmas: list[str], story: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     return torch.tensor(found)
 
 
-def longer(variables: Variables, fires: Bool[np.ndarray, " n"], rule: Rule) -> list[tuple[float, Rule]]:
-    """The rules with one condition more that have the highest F1; each further variable gives one.
+def longer(variables: Variables, fires: Bool[np.ndarray, " n"], conditions: list) -> list[tuple[float, list]]:
+    """The lists of conditions (a variable's number and those of its values) with one more that have the highest F1; each
+    further variable gives one.
 
     A condition lists the values at which the part fires most often, as many as F1 wants.
     """
-    inside, names = variables.holds(rule) if rule.conditions else np.ones_like(fires), list(variables.words)
-    codes = variables.codes[inside] if rule.conditions else variables.codes
-    true = np.bincount(variables.codes[inside & fires].ravel(), minlength=len(variables.values))
-    claimed = np.bincount(codes.ravel(), minlength=len(true)) if rule.conditions else variables.counts
+    inside, last = np.ones(len(fires), dtype=bool), len(variables.words) - 1
+    for _, values in conditions:
+        inside &= variables.having(values)
+    true = variables.count(inside & fires)
+    claimed = variables.count(inside) if conditions else variables.counts
     some = np.flatnonzero((true > 0) & variables.named)
-    some = some[np.lexsort((-(true[some] - 0.5) / (claimed[some] + 1), variables.owner[some]))]  # rare ones shrunk
-    owner = variables.owner[some]
+    some = some[np.argsort(variables.owner[some] - (true[some] - 0.5) / (claimed[some] + 1), kind="stable")]
+    owner = variables.owner[some]  # rare ones shrunk
     rank = np.arange(len(some)) - np.searchsorted(owner, owner)
     some, owner, rank = (part[rank < LISTED] for part in (some, owner, rank))
-    counts = np.zeros((2, len(names), LISTED))
+    counts, seen, reached = np.zeros((2, last + 1, LISTED)), ~inside, []
     counts[:, owner, rank] = true[some], claimed[some]
-    counts, seen, reached = counts.cumsum(2), ~inside, []
-    for value in some[owner == len(names) - 1]:  # these sets of positions overlap: each counts once
-        new = variables.near(value)[~seen[variables.near(value)]]
+    counts = counts.cumsum(2)
+    for value in some[owner == last]:  # these sets of positions overlap: each counts once
+        new = variables.at(value)[~seen[variables.at(value)]]
         seen[new] = True
-        reached.append((fires[new].sum(), len(new)))
+        reached.append((np.count_nonzero(fires[new]), len(new)))
     if reached:
         counts[:, -1] = np.cumsum(reached, 0).T[:, np.minimum(range(LISTED), len(reached) - 1)]
-    scores = 2 * counts[0] / (counts[1] + fires.sum())
-    used, found = {condition.variable for condition in rule.conditions}, []
-    for number in np.argsort(-scores.max(1), kind="stable"):
-        if names[number] not in used and counts[0, number, 0] and len(found) < BEAM:
-            best = int((scores[number] >= scores[number].max() - SLACK).argmax())  # the shortest as good
-            read = variables.words[names[number]]
-            listed = variables.values[some[owner == number][: best + 1]].tolist()
-            condition = Condition(names[number], tuple(listed), tuple(map(read, listed)))
-            found.append((float(scores[number, best]), Rule((*rule.conditions, condition))))
+    scores = 2 * counts[0] / (counts[1] + np.count_nonzero(fires))
+    used, found, most = {number for number, _ in conditions}, [], scores.max(1)
+    for number in np.argsort(-most, kind="stable").tolist():
+        if number not in used and counts[0, number, 0] and len(found) < BEAM:
+            best = int((scores[number] >= most[number] - SLACK).argmax())  # the shortest as good
+            found.append((float(scores[number, best]), [*conditions, (number, some[owner == number][: best + 1])]))
     return found
 
 
@@ -203,14 +208,16 @@ def shortest_rule(
     variables: Variables, fires: Bool[np.ndarray, " n"], gain: float = 0.02, most: int = CONDITIONS
 ) -> Rule:
     """The rule of at most `most` conditions with the highest F1; each further condition has to add `gain`."""
-    best, beams = (-gain, Rule(())), [(0.0, Rule(()))] if fires.sum() >= LEAST_FIRES else []
+    best, beams = (-gain, []), [(0.0, [])] if fires.sum() >= LEAST_FIRES else []
     for _ in range(most):
-        beams = [more for _, rule in beams for more in longer(variables, fires, rule)]
+        beams = [more for _, conditions in beams for more in longer(variables, fires, conditions)]
         beams = sorted(beams, key=lambda pair: -pair[0])[:BEAM]
         if not beams or beams[0][0] < best[0] + gain:
             break
         best = beams[0]
-    return best[1]
+    told = ((number, variables.values[values].tolist()) for number, values in best[1])
+    names = list(variables.words.items())
+    return Rule(tuple(Condition(names[i][0], tuple(v), tuple(map(names[i][1], v))) for i, v in told))
 
 
 @dataclasses.dataclass(frozen=True)

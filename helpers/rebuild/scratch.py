@@ -195,15 +195,11 @@ def embedding(
     if "spelling" in rules:
         said[tables["rare"]] += tables["spelling"] @ basis() / scales.answer * STRENGTH["spelling"]
     rows = put("answer", said - own) + put("out", own) + put("code", tables["before codes"] / scales.code)
-    kind = (
-        torch.nn.functional.one_hot(tables["classes"].clamp(min=0), len(CLASSES))
-        * (tables["classes"] >= 0)[:, None]
-    )
+    kind = tables["classes"][:, None] == torch.arange(len(CLASSES))
     rows += put("class", kind.float()) + put("share", tables["log share"][:, None] / UNIT)
     if "memory" in rules:
-        rows[tables["memory words"], torch.arange(count)[: len(tables["memory words"])] + DIMS["memory"].start] = (
-            OWN
-        )
+        words = tables["memory words"]
+        rows[words, torch.arange(len(words)) + DIMS["memory"].start] = OWN
     turn = torch.zeros(count, 1)
     turn[tables["opens"]], turn[tables["closes"]] = 1.0, -1.0
     turn[0] = -1.0
@@ -312,9 +308,8 @@ def further_heads(tables: dict[str, Tensor], scales: Scales, constant: float) ->
     latest = look_for({mark: 1200.0, line: 2.0 * CONTEXT}, constant)
     heads.append(Head("quotes", *latest, *carry(DIMS["quote turn"], DIMS["quoted"])))
     o = torch.zeros(D_HEAD, D_MODEL)
-    o[: len(tables["topic map"]), DIMS["answer"]] = (
-        tables["topic map"] @ basis() * STRENGTH["topic"] / scales.answer
-    )
+    told = tables["topic map"] @ basis() * STRENGTH["topic"] / scales.answer
+    o[: len(told), DIMS["answer"]] = told
     bearing = look_for({DIMS["topic weight"].start: 10.0, DIMS["start"].start: 10.0}, constant)
     heads.append(Head("topic", *bearing, reading(tables, scales, tables["topic read"]), o))
     size = len(tables["memory words"]) // MEMORY_HEADS
