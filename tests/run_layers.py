@@ -6,7 +6,7 @@ import torch
 
 from helpers import ablate, find_heads, find_neurons, load_model, load_stories, neurons, scan, tagged
 from helpers.core.model import layers
-from helpers.core.scan import walk
+from helpers.core.scan import batches, run_layers
 from helpers.heads.composition import composition_scores, cut_paths
 from helpers.heads.sources import kinds_of, sources
 from helpers.neurons.matching import match_neurons
@@ -22,8 +22,8 @@ def main(folder: str) -> dict:
     lost = [ablate(text, neurons(group.index[:8], text)).here for text, group in zip(held, groups, strict=True)]
     scores = composition_scores(lower, upper, draws=10)
     cuts = list(product(range(model.cfg.n_heads), range(model.cfg.n_heads), "QKV"))
-    edits = cut_paths(model, cuts, held[0].z.mean(0))
-    cut = torch.cat([batch.losses for batch in walk(upper, held[1].encoded, edits=edits)])
+    both = [run_layers(model, tokens) for _, tokens in batches(model, held[0].encoded)]
+    cut = torch.cat([next(cut_paths(model, x, [cuts], held[0].z.mean(0))).flatten() for x in both])
     matched = match_neurons(*held, turns=1)
     every = [*(part.score for part in found), cut, matched.excess, *(score for score, _ in scores.values())]
     return {

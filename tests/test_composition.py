@@ -68,9 +68,8 @@ def test_a_head_that_reads_what_another_writes_stands_out(whole):
 def test_a_cut_path_changes_what_one_head_reads_on_one_side(whole, tokens, side, by):
     means = torch.randn(8, 32, generator=torch.Generator().manual_seed(2))
     first, plain = (run_streams(layer, tokens) for layer in layers(whole))
-    cut = run_streams(Layer(whole, 1), tokens, cut_paths(whole, [(3, 5, side)], means, by))
-    others = [h for h in range(8) if h != 5]
-    assert torch.equal(cut.z[:, :, others], plain.z[:, :, others])
+    asis, cut = cut_paths(whole, (first, plain), [[], [(3, 5, side)]], means, by)
+    torch.testing.assert_close(asis, plain.final)
     reads = {"Q": first.resid_post, "K": first.resid_post, "V": first.resid_post}
     change, mlp = (
         (means[3] - first.z[:, :, 3]) @ whole.W_O[0, 3],
@@ -87,16 +86,16 @@ def test_a_cut_path_changes_what_one_head_reads_on_one_side(whole, tokens, side,
         for s, read in reads.items()
     )
     scores = (q @ k.transpose(1, 2)).masked_fill(torch.ones(30, 30).triu(1).bool(), -torch.inf)
-    torch.testing.assert_close(cut.z[:, :, 5], scores.softmax(-1) @ v, atol=1e-4, rtol=1e-3)
-    assert (cut.z[:, :, 5] - plain.z[:, :, 5]).abs().max() > 1e-3
+    mid = plain.resid_mid + (scores.softmax(-1) @ v - plain.z[:, :, 5]) @ whole.W_O[1, 5]
+    torch.testing.assert_close(cut, mid + whole.blocks[1].mlp(whole.blocks[1].ln2(mid)), atol=1e-3, rtol=1e-3)
+    assert (cut - plain.final).abs().max() > 1e-3
 
 
-def test_several_cuts_add_up_on_one_side_and_leave_the_first_layer_alone(whole, tokens):
-    means = torch.zeros(8, 32)
-    edits = cut_paths(whole, [(a, b, s) for a in range(8) for b in range(8) for s in "QKV"], means, "straight")
-    first, cut = (run_streams(layer, tokens, edits) for layer in layers(whole))
-    plain = run_streams(Layer(whole, 0), tokens)
-    assert torch.equal(first.resid_post, plain.resid_post)
-    without = plain.resid_post - torch.einsum("sphd,hdm->spm", plain.z, whole.W_O[0])
-    v = torch.einsum("spm,hmd->sphd", whole.blocks[1].ln1(without), whole.W_V[1]) + whole.b_V[1]
-    torch.testing.assert_close(cut.v, v, atol=1e-4, rtol=1e-3)
+def test_all_paths_cut_straight_leave_the_upper_heads_without_the_lower_ones(whole, tokens):
+    first, plain = (run_streams(layer, tokens) for layer in layers(whole))
+    every = [(a, b, s) for a in range(8) for b in range(8) for s in "QKV"]
+    (cut,) = cut_paths(whole, (first, plain), [every], torch.zeros(8, 32), "straight")
+    without = first.resid_post - torch.einsum("sphd,hdm->spm", first.z, whole.W_O[0])
+    upper = run_streams(Layer(whole, 1), tokens, {"blocks.1.ln1.hook_in": lambda value: without})
+    mid = first.resid_post + torch.einsum("sphd,hdm->spm", upper.z, whole.W_O[1]) + whole.b_O[1]
+    torch.testing.assert_close(cut, mid + whole.blocks[1].mlp(whole.blocks[1].ln2(mid)), atol=1e-3, rtol=1e-3)

@@ -11,7 +11,7 @@ from helpers.core.files import WorkbookError
 from helpers.core.model import Layer, layers
 from helpers.core.parts import costs
 from helpers.core.paths import paths
-from helpers.core.scan import run_streams, walk
+from helpers.core.scan import run_layers, run_streams, walk
 from helpers.heads.changes import hear, hidden, loss
 from helpers.heads.circuit_graph import path_graph
 from helpers.heads.copying import effective_embedding
@@ -99,6 +99,12 @@ def test_an_edit_reaches_any_layer(whole, scans):
         run_streams(Layer(whole, 1), tokens, edits) for edits in (None, {"blocks.0.attn.hook_z": torch.zeros_like})
     )
     assert (plain.final - edited.final).abs().max() > 1e-4
+
+
+def test_one_pass_has_the_streams_of_all_layers(whole):
+    tokens = torch.arange(100, 160).view(2, 30)
+    for one, own in zip(run_layers(whole, tokens), layers(whole), strict=True):
+        assert all(torch.equal(value, vars(one)[name]) for name, value in vars(run_streams(own, tokens)).items())
 
 
 def test_what_reads_the_embedding_refuses_a_layer(whole, scans):

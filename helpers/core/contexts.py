@@ -71,13 +71,8 @@ def word_code(lemma: str) -> int:
 def state_names() -> list[str]:
     """Names of the columns of `Contexts.states`, as they stand in a rule's sentence."""
     families = vocabulary_of_families()["families"]
-    plain = [
-        "inside quotes",
-        "at the start of a sentence",
-        "in the opening sentence",
-        "after a name in this sentence",
-    ]
-    plain += ["after a verb in this sentence", "within a word"]
+    plain = ["inside quotes", "at the start of a sentence", "in the opening sentence"]
+    plain += ["after a name in this sentence", "after a verb in this sentence", "within a word"]
     return plain + [f"after {name} words in this {scope}" for scope in ("sentence", "story") for name in families]
 
 
@@ -87,10 +82,8 @@ def contexts(stories: Iterable[EncodedStory], numbers: Iterable[int] | None = No
     Raises:
         WorkbookError: a story has no tags.
     """
-    rows = [
-        _of_story(story, i)
-        for i, story in (enumerate(stories) if numbers is None else zip(numbers, stories, strict=True))
-    ]
+    numbered = enumerate(stories) if numbers is None else zip(numbers, stories, strict=True)
+    rows = [_of_story(story, i) for i, story in numbered]
     *columns, sentences = zip(*rows, strict=True)
     counts = torch.tensor([0, *(int(sentence[-1]) + 1 for sentence in sentences[:-1])]).cumsum(0)
     sentence = torch.cat([numbers + before for numbers, before in zip(sentences, counts, strict=True)])

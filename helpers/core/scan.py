@@ -186,20 +186,31 @@ def run_streams(model: TransformerBridge, tokens: Int[Tensor, "story pos"], edit
     if count > 1 and not isinstance(model, Layer):
         what = f"{model.cfg.model_name} has {count} layers and this is for models of one"
         raise WorkbookError(f"{what}: give one of its `layers(model)`.")
+    return _run(model, tokens, [number], edits)[0]
+
+
+@torch.inference_mode()
+def run_layers(model: TransformerBridge, tokens: Int[Tensor, "story pos"]) -> list[Streams]:
+    """The streams of every layer of a model, from one pass."""
+    return _run(model, tokens, range(model.cfg.n_layers), None)
+
+
+def _run(model: TransformerBridge, tokens: Tensor, numbers: Sequence, edits: Edits | None) -> list[Streams]:
     found: dict[str, Tensor] = {}
 
     def keep(value: Tensor, hook, name: str) -> Tensor:
-        found[name] = edits[name](value) if edits and name in edits else value
-        return found[name]
+        found[hook.name] = edits[name](value) if edits and name in edits else value
+        return found[hook.name]
 
-    places = {name: name if "embed" in name else f"blocks.{number}.{name}" for name in ACTIVATIONS}
-    places["final"] = f"blocks.{count - 1}.hook_out"
-    others = [(name, lambda value, hook, edit=edit: edit(value)) for name, edit in (edits or {}).items() if name not in places]  # fmt: skip
-    kept = [(place, functools.partial(keep, name=name)) for name, place in places.items()]
-    with model.hooks(fwd_hooks=others + kept):
+    names, last = (*ACTIVATIONS, "final"), f"blocks.{model.cfg.n_layers - 1}.hook_out"
+    places = [[*(n if "embed" in n else f"blocks.{i}.{n}" for n in ACTIVATIONS), last] for i in numbers]
+    pairs = (pair for own in places for pair in zip(own, names, strict=True))
+    kept = {place: functools.partial(keep, name=name) for place, name in pairs}
+    others = {place: lambda value, hook, edit=edit: edit(value) for place, edit in (edits or {}).items() if place not in names}  # fmt: skip
+    with model.hooks(fwd_hooks=[*others.items(), *kept.items()]):
         model.original_model.transformer(tokens)
     found["hook_pos_embed"] = found["hook_pos_embed"].expand_as(found["hook_embed"])
-    return Streams(*(found[name] for name in places))
+    return [Streams(*(found[place] for place in own)) for own in places]
 
 
 def finish(batch: Scan, residual: Float[Tensor, "n d_model"], chosen: Tensor | slice = slice(None)) -> Tensor:

@@ -6,6 +6,7 @@ Interpretability in the Wild (Wang et al., 2022), with a head's mean write in th
 """
 
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -13,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.core.logits import layernorm_scale
 from helpers.core.model import Layer
-from helpers.core.scan import Edits
+from helpers.core.scan import Streams
 from helpers.heads.changes import activations_at
 
 Side = Literal["Q", "K", "V"]
@@ -58,53 +58,42 @@ def _factored(
     return q1 @ u, s, q2 @ v.transpose(1, 2)
 
 
+@torch.inference_mode()
 def cut_paths(
     model: TransformerBridge,
-    cuts: list[tuple[int, int, Side]],
+    streams: tuple[Streams, Streams],
+    many: Iterable[list[tuple[int, int, Side]]],
     means: Float[Tensor, "head d_head"],
     by: By = "both",
-) -> Edits:
-    """Edits of a run in which some heads of the first layer do not reach the query, key or value of heads of the second.
+) -> Iterator[Float[Tensor, "story pos d_model"]]:
+    """For each set of cuts the final stream when some heads of the first layer do not reach the query, key or value of heads
+    of the second. Only what hears of it is run again.
 
-    cuts: sender, receiver, and the receiver's side. means: the senders' mean outputs, which the receiver hears instead.
-    by: the way that is cut: `straight` from head to head, `neurons` (what the first layer's MLP makes of the sender),
-    or both. What else reads the sender (other heads, the second MLP, the logits) hears it as it is.
-
-        walk(Layer(model, 1), stories, edits=cut_paths(model, [(6, 2, "K")], explore.z.mean(0)))
+    streams: of both layers (`run_streams`). cuts: sender, receiver, and the receiver's side. means: the senders' mean
+    outputs, which the receiver hears instead. by: the way that is cut: `straight` from head to head, `neurons` (what the
+    first layer's MLP makes of the sender), or both. What else reads the sender (other heads, the second MLP, the logits)
+    hears it as it is.
     """
-    lower, every = Layer(model, 0), torch.arange(model.cfg.d_mlp)
-    seen: dict[str, Tensor] = {}
-
-    def keep(value: Tensor, name: str) -> Tensor:
-        seen[name] = value
-        heard.cache_clear()
-        return value
+    (low, high), lower, last = streams, Layer(model, 0), model.blocks[1]
+    every, sees = torch.arange(model.cfg.d_mlp), last.attn.original_component.bias[0, 0].bool()
 
     @functools.cache
     def heard(senders: frozenset[int]) -> Float[Tensor, "story pos d_model"]:
-        """What the second layer's heads read, without these senders; the modules' own hooks are left alone."""
-        stream = seen["stream"]
-        change = sum((means[a] - seen["z"][:, :, a]) @ model.W_O[0, a] for a in senders)
-        if by != "straight":
-            stream = stream + (activations_at(lower, seen["mid"] + change, every) - seen["post"]) @ model.W_out[0]
-        stream = stream if by == "neurons" else stream + change
-        return (stream - stream.mean(-1, keepdim=True)) / layernorm_scale(model, stream)
+        """What the second layer's heads read, without these senders."""
+        change, stream = low.resid_mid * 0, low.resid_post
+        for a in senders:
+            change = change + (means[a] - low.z[:, :, a]) @ lower.W_O[0, a]
+        if senders and by != "straight":
+            stream = (
+                stream + (activations_at(lower, low.resid_mid + change, every) - low.mlp_post) @ lower.W_out[0]
+            )
+        return last.ln1(stream if by == "neurons" else stream + change)
 
-    def cut(side: Side):
-        weight, bias = getattr(model, f"W_{side}")[1], getattr(model, f"b_{side}")[1]
-        told = {r: frozenset(a for a, *end in cuts if end == [r, side]) for _, r, s in cuts if s == side}
-
-        def edit(value: Tensor) -> Tensor:
-            value = value.clone()
-            for senders in set(told.values()):
-                read = heard(senders)
-                for receiver in (r for r in told if told[r] == senders):
-                    value[:, :, receiver] = read @ weight[receiver] + bias[receiver]
-            return value
-
-        return edit
-
-    places = {"z": "attn.hook_z", "mid": "hook_resid_mid", "post": "mlp.hook_post"}
-    places = {name: f"blocks.0.{place}" for name, place in places.items()} | {"stream": "blocks.1.hook_in"}
-    edits = {place: functools.partial(keep, name=name) for name, place in places.items()}
-    return edits | {f"blocks.1.attn.hook_{side.lower()}": cut(side) for side in {s for *_, s in cuts}}
+    for cuts in many:
+        mid, size = high.resid_mid, high.resid_mid.shape[1]
+        for r in {receiver for _, receiver, _ in cuts}:
+            reads = ((s, heard(frozenset(a for a, *end in cuts if end == [r, s]))) for s in "QKV")
+            q, k, v = (x @ getattr(last.attn, f"W_{s}")[r] + getattr(last.attn, f"b_{s}")[r] for s, x in reads)
+            pattern = (q @ k.mT).masked_fill(~sees[:size, :size], -torch.inf).softmax(-1)
+            mid = mid + (pattern @ v - high.z[:, :, r]) @ last.attn.W_O[r]
+        yield mid + last.mlp(last.ln2(mid))

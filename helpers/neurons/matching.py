@@ -56,8 +56,8 @@ def match_neurons(
     if one.model.tokenizer.get_vocab() != other.model.tokenizer.get_vocab():
         raise WorkbookError("These models read different tokens: give two models of one tokenizer.")
     sides = zip((one, other), bases, strict=True)
-    x, y = (basis.activations(side) if basis else side.activations for side, basis in sides)
-    x, y = x - x.mean(0), y - y.mean(0)
+    x, y = (basis.activations(side) if basis else side.activations.clone() for side, basis in sides)
+    x, y = x.sub_(x.mean(0)), y.sub_(y.mean(0))
     size = lambda variance: variance.clamp(min=1e-12).sqrt()  # noqa: E731
     cross, spread = x.T @ y / len(x) / size(x.square().mean(0))[:, None], y.T @ y / len(y)
     del x, y  # large
