@@ -32,7 +32,6 @@ from helpers.report.findings import Findings, read_findings
 
 from helpers.core.parts import heads, neurons  # isort: skip  (last: the rooms of these names are the house's, not these)
 
-gc.enable()
 gc.freeze()  # nothing that was imported becomes garbage: it need not be looked through again
 
 __all__ = [
@@ -41,5 +40,3 @@ __all__ = [
     "read_findings", "read_ledger", "results_folder", "sample", "scan", "search", "show_head", "show_neuron", "steer",
     "stream_stories", "tagged", "walk", "words",
 ]  # fmt: skip
-
-gc.freeze()  # what the imports made stays: no collection of what a notebook drops walks through it again
