@@ -140,3 +140,10 @@ def test_a_push_is_added_to_what_the_mlp_writes_at_every_position(model, monkeyp
     tokens = torch.tensor([[0, *model.tokenizer("Tom had", add_special_tokens=False)["input_ids"]]])
     with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda write, hook: write + push)]):
         torch.testing.assert_close(said[0], model(tokens)[:, -1], atol=1e-3, rtol=1e-3)
+
+
+def test_a_push_can_be_made_of_what_the_mlp_reads(model):
+    push = torch.randn(256, generator=torch.Generator().manual_seed(0))
+    told = sample(model, "Tom had", count=2, tokens=20, push=push)
+    assert told == sample(model, "Tom had", count=2, tokens=20, push=push.expand_as)
+    assert told != sample(model, "Tom had", count=2, tokens=20, push=lambda mid: mid)

@@ -134,15 +134,10 @@ def _whole_words(encoded: EncodedStory) -> Bool[Tensor, " pos"]:
     return torch.tensor([w >= 0 and pieces[w] == 1 for w in encoded.word.tolist()])
 
 
-def _pieces(encoded: EncodedStory) -> list[str]:
-    """The text of each scored token."""
-    return encoded.pieces[:-1]
-
-
 def _sentences(encoded: EncodedStory) -> tuple[list[int], list[bool]]:
     """Number of each scored token's sentence in its story, and whether no word of it has come before the token."""
     numbers, begins, number, fresh = [], [], 0, True
-    for p, piece in enumerate(_pieces(encoded)):
+    for p, piece in enumerate(encoded.pieces[:-1]):
         numbers.append(number)
         begins.append(fresh)
         fresh = fresh and not (p and piece.strip())
@@ -166,7 +161,7 @@ def _states(
     name = verb = False
     seen: set[int] = set()
     seen_story: set[int] = set()
-    for p, piece in enumerate(_pieces(encoded)):
+    for p, piece in enumerate(encoded.pieces[:-1]):
         if p and sentences[p] != sentences[p - 1]:
             name, verb, seen = False, False, set()
         quoted ^= quotes(piece) % 2 == 1

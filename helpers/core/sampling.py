@@ -21,14 +21,14 @@ def sample(
     tokens: int = 300,
     temperature: float = 1.0,
     seed: int = 0,
-    push: Float[Tensor, "*story d_model"] | None = None,
+    push: Float[Tensor, "*story d_model"] | Callable[[Tensor], Tensor] | None = None,
 ) -> list[str]:
     """Let the model go on from `opening`, `count` times; each text ends at `<|endoftext|>` or after `tokens` tokens.
 
     As in `sample(model, "Tom had", count=3)`. Every text begins with one anyway: at the start of an opening it is left out.
 
     `push`, if given, is added to the MLP's write at every position: steering. One for each text has the shape
-    [story 1 d_model].
+    [story 1 d_model]; a function makes it of the stream that the MLP reads.
 
     Raises:
         WorkbookError: the opening leaves no room in the model's context, or the temperature is not positive.
@@ -58,7 +58,9 @@ def draw(scores: Float[Tensor, "story vocab"], generator: torch.Generator) -> In
     return torch.searchsorted(cumulative, point * cumulative[:, -1:]).clamp(max=scores.shape[1] - 1)
 
 
-def reader(model: TransformerBridge, count: int, most: int, push: Tensor | None) -> Callable[[Tensor], Tensor]:
+def reader(
+    model: TransformerBridge, count: int, most: int, push: Tensor | Callable | None
+) -> Callable[[Tensor], Tensor]:
     """A function that reads the next tokens of `count` texts, keeps their keys and values (of at most so many) and gives
     the logits after the last: the model's arithmetic, without the hooks that take most of the time of one token."""
     whole, own = (model.whole, model.number) if isinstance(model, Layer) else (model, 0)
@@ -80,7 +82,8 @@ def reader(model: TransformerBridge, count: int, most: int, push: Tensor | None)
             z = (pattern.softmax(-1) @ v).transpose(1, 2).flatten(2)
             x = x + z @ w["W_O"][i].flatten(0, 1) + w["b_O"][i]
             write = block.mlp.original_component.act(norm(x) @ w["W_in"][i] + w["b_in"][i])
-            x = x + (write @ w["W_out"][i] + w["b_out"][i] + (push if push is not None and i == own else 0))
+            more = 0 if push is None or i != own else push(x) if callable(push) else push
+            x = x + (write @ w["W_out"][i] + w["b_out"][i] + more)
         return norm(x[:, -1]) @ whole.W_U + whole.b_U
 
     return read
