@@ -32,6 +32,7 @@ from helpers.report.findings import Findings, read_findings
 
 from helpers.core.parts import heads, neurons  # isort: skip  (last: the rooms of these names are the house's, not these)
 
+gc.enable()
 gc.freeze()  # nothing that was imported becomes garbage: it need not be looked through again
 
 __all__ = [
