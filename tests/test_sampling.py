@@ -147,3 +147,10 @@ def test_a_push_can_be_made_of_what_the_mlp_reads(model):
     told = sample(model, "Tom had", count=2, tokens=20, push=push)
     assert told == sample(model, "Tom had", count=2, tokens=20, push=push.expand_as)
     assert told != sample(model, "Tom had", count=2, tokens=20, push=lambda mid: mid)
+
+
+def test_hooks_that_would_not_be_heard_are_refused(model):
+    hooks = [("blocks.0.hook_mlp_out", lambda write, hook: 0 * write)]
+    with model.hooks(fwd_hooks=hooks), pytest.raises(WorkbookError, match="push="):
+        sample(model, "Tom had", tokens=5)
+    assert sample(model, "Tom had", tokens=5)

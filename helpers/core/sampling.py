@@ -12,6 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.core.files import WorkbookError
 from helpers.core.model import STACKED, Layer
 
+Push = Float[Tensor, "*story d_model"] | Callable[[Tensor], Tensor] | None
+
 
 @torch.inference_mode()
 def sample(
@@ -21,7 +23,7 @@ def sample(
     tokens: int = 300,
     temperature: float = 1.0,
     seed: int = 0,
-    push: Float[Tensor, "*story d_model"] | Callable[[Tensor], Tensor] | None = None,
+    push: Push = None,
 ) -> list[str]:
     """Let the model go on from `opening`, `count` times; each text ends at `<|endoftext|>` or after `tokens` tokens.
 
@@ -31,10 +33,12 @@ def sample(
     [story 1 d_model]; a function makes it of the stream that the MLP reads.
 
     Raises:
-        WorkbookError: the opening leaves no room in the model's context, or the temperature is not positive.
+        WorkbookError: the opening leaves no room, the temperature is not positive, or hooks are set, which are not heard.
     """
     if temperature <= 0:
         raise WorkbookError("The temperature has to be above 0: 1 is the model's own, 0.1 its first choices.")
+    if any(point.has_hooks("fwd") for point in model.hook_dict.values()):
+        raise WorkbookError("sample hears no hooks: give what they do to the MLP's write as push=….")
     end = model.tokenizer.eos_token_id
     written = model.tokenizer(opening, add_special_tokens=False)["input_ids"]
     start = [model.tokenizer.bos_token_id, *dropwhile(lambda token: token == end, written)]
@@ -58,9 +62,7 @@ def draw(scores: Float[Tensor, "story vocab"], generator: torch.Generator) -> In
     return torch.searchsorted(cumulative, point * cumulative[:, -1:]).clamp(max=scores.shape[1] - 1)
 
 
-def reader(
-    model: TransformerBridge, count: int, most: int, push: Tensor | Callable | None
-) -> Callable[[Tensor], Tensor]:
+def reader(model: TransformerBridge, count: int, most: int, push: Push) -> Callable[[Tensor], Tensor]:
     """A function that reads the next tokens of `count` texts, keeps their keys and values (of at most so many) and gives
     the logits after the last: the model's arithmetic, without the hooks that take most of the time of one token."""
     whole, own = (model.whole, model.number) if isinstance(model, Layer) else (model, 0)

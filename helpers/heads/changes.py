@@ -42,9 +42,7 @@ def placed(scan: Scan, where: Where = None) -> Iterator[tuple[Scan, Int[Tensor, 
 
 @torch.inference_mode()
 def stream(
-    scan: Scan,
-    measure: Callable[[Scan], dict[str, Float[Tensor, "n *rest"]]],
-    where: Where = None,
+    scan: Scan, measure: Callable[[Scan], dict[str, Float[Tensor, "n *rest"]]], where: Where = None
 ) -> dict[str, Float[Tensor, "n *rest"]]:
     """Columns measured batch by batch at the positions asked for, one row a position of `scan.at(where)`.
 
