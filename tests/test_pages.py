@@ -354,7 +354,7 @@ def test_every_picture_of_a_stored_page_is_described_and_every_link_leads_somewh
 
 def test_every_page_names_its_model_and_its_stories(trial):
     for path in trial.glob("*.html"):
-        assert "The model is “embedded”, the text the project's stories." in soup(path).get_text()
+        assert "Made with the model called “embedded”, on the project's stories." in soup(path).get_text()
 
 
 def test_the_front_page_of_another_model_shows_nothing_of_the_embedded_one(tmp_path, monkeypatch):
@@ -362,7 +362,7 @@ def test_the_front_page_of_another_model_shows_nothing_of_the_embedded_one(tmp_p
     monkeypatch.setenv("TINYSTORIES_COUNT", "8")
     (index, *_) = pages.write_site({}, tmp_path)
     text = soup(index).get_text()
-    assert "The model is “random:embedded”, the text the first 8 of the project's stories." in text
+    assert "Made with the model called “random:embedded”, on the first 8 of the project's stories." in text
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     own = re.search("<!-- own model -->(.*?)<!-- /own model -->", readme, re.DOTALL)[1]
     sentences = re.findall(r"\*\*(.+?)\*\*", own)

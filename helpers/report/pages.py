@@ -147,7 +147,7 @@ def write_site(notebooks: dict[Path, nbformat.NotebookNode], out: Path) -> list[
         ("Findings", "findings.html", findings_body([row for row in found if about.items() <= row.items()])),
         ("Library", "library.html", library_body(library)),
     ]
-    return write_pages(pages, f"The model is “{about['model']}”, the text {about['stories']}.", out)
+    return write_pages(pages, f"Made with the model called “{about['model']}”, on {about['stories']}.", out)
 
 
 def build(sources: list[Path], out: Path, run: bool = True, store: bool = False) -> list[Path]:
