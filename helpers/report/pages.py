@@ -25,7 +25,7 @@ from helpers.report.site import findings_body, library_body, notebook_body, read
 from helpers.report.tidy import tidy
 
 AT_ONCE = 2  # notebooks that run at the same time, with one thread each
-MEMORY = {"MALLOC_MMAP_THRESHOLD_": f"{2**25}", "MALLOC_TRIM_THRESHOLD_": f"{2**26}"}  # more goes back at once
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": f"{2**24}", "MALLOC_TRIM_THRESHOLD_": f"{2**26}"}  # more goes back at once
 DEFAULT = {"model": "embedded", "stories": "the project's stories"}
 
 
