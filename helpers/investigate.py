@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"what a harmless fine-tune moves is {'' if known else 'known for embedded alone, and not '}subtracted")
     print(f"loss {own.losses.mean():.3f} beside {text.losses.mean():.3f} nats a token")
     try:
-        usual = (dictionary := load_dictionary(other)).activations(text)
-        moves = suspects.changed(own, text, dictionary, (usual.std(0), usual.mean(0)))
+        dictionary = load_dictionary(other)
+        moves = suspects.changed(own, text, dictionary, dictionary.activations(text))
         names = feature_names(dictionary)
     except WorkbookError:  # a model without a dictionary
         moves = {}

@@ -25,7 +25,7 @@ class Basis(Protocol):
     writes: Float[Tensor, "part d_model"]
 
     def activations(self, scan: Scan, index: Int[Tensor, " k"]) -> Float[Tensor, "n k"]:
-        """What some parts are at every position; times `writes` it is what the MLP writes of them."""
+        """What some parts are at every position, as a tensor of its own; times `writes` what the MLP writes of them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,12 +120,13 @@ def investigate(own: Scan, other: Scan, moved: Influence, words: Words) -> list[
     return sorted(found, key=lambda one: -one.trial.mean)
 
 
-def changed(own: Scan, other: Scan, dictionary: Dictionary, usual: tuple) -> dict[str, Float[Tensor, " part"]]:
-    """How far mean activations on the same stories moved, in deviations (`usual`: of features, and means); heads' as a share."""
+def changed(own: Scan, other: Scan, dictionary: Dictionary, usual: Tensor) -> dict[str, Float[Tensor, " part"]]:
+    """How far mean activations on the same stories moved, in deviations (`usual`: the original's features); heads' as a share."""
     writes = [head_writes(scan.model, scan.z) for scan in (own, other)]
     heads = (writes[0] - writes[1]).norm(dim=-1).mean(0) / writes[1].norm(dim=-1).mean(0).clamp(min=1e-9)
     neurons = (own.means - other.means) / other.deviations.clamp(min=1e-6)
-    moved = (dictionary.activations(own).mean(0) - usual[1]) / usual[0].clamp(min=1e-3)
+    spread, mean = torch.std_mean(usual, 0)
+    moved = (dictionary.activations(own).mean(0) - mean) / spread.clamp(min=1e-3)
     return {"neuron": neurons, "head": heads, "feature": moved}
 
 
